@@ -1,0 +1,39 @@
+"""The detectors: one file a system, one face: `fit`, `score`, `threshold`, `save`, `load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rcp.detectors.bank import BankDetector, BankSettings, Scores
+from rcp.detectors.ensemble import NAME as ENSEMBLE_FILE
+from rcp.detectors.ensemble import Ensemble
+from rcp.detectors.patchcore import PatchCore
+from rcp.detectors.reconpatch import ReConPatch
+from rcp.modelfile import read_model
+
+KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch)}
+
+
+def load(path: str | Path, *, device: str = "auto", weights: str | None = None) -> BankDetector | Ensemble:
+    """Return whatever detector a folder holds.
+
+    Args:
+        path: the folder that `save` wrote.
+        device: where to compute.
+        weights: the backbone's local weight file, if it lies elsewhere now (not for ensembles).
+
+    Returns:
+        The detector, ready to score.
+
+    Raises:
+        FileNotFoundError, ValueError, WeightsError: as the detectors' own `load`.
+    """
+    if (Path(path) / ENSEMBLE_FILE).is_file():
+        return Ensemble.load(path, device=device)
+    kind = read_model(path).kind
+    if kind not in KINDS:
+        raise ValueError(f"{path}: unknown detector {kind!r}; this version of rcp knows {', '.join(KINDS)}")
+    return KINDS[kind].load(path, device=device, weights=weights)
+
+
+__all__ = ["BankDetector", "BankSettings", "Ensemble", "PatchCore", "ReConPatch", "Scores", "load"]

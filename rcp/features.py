@@ -1,0 +1,335 @@
+"""Patch features: images → one row of numbers per patch, from a frozen backbone.
+
+A patch feature describes a position of the feature map together with its s×s neighbourhood. Levels of different
+resolution are brought to the finest grid among them and joined, so that a patch knows detail (level 2) and context
+(level 3). At 224 pixels and stride 8 an image gives 28×28 = 784 rows.
+
+Taught in notebook 01. Source: Roth et al., PatchCore (arXiv 2106.08265), section 3.1, which ReConPatch takes over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from rcp import progress
+from rcp.backbones import load_backbone
+from rcp.data import Split
+from rcp.images import Geometry, stream
+
+Images = Split | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What decides the features; two runs with equal settings and weights have equal features.
+
+    Attributes:
+        backbone: a preset's name, or a timm model with its weight tag.
+        levels: feature maps to join, as PatchCore counts them (2 and 3 are strides 8 and 16).
+        strides: the same by stride, instead of levels.
+        patch_size: s, the side of the neighbourhood, odd.
+        merge: "concat" averages each s×s neighbourhood and joins the levels; "pool" flattens it and brings each level, and
+            then all of them together, to `pooled_width` numbers by adaptive average pooling (PatchCore's own code).
+        pooled_width: for "pool".
+        resize: the short side in pixels (int), both sides (pair: height, width), or None to leave the size.
+        crop: of the centre: a side, (height, width), or None.
+        pretrained: False takes random weights.
+        weights: a local weight file.
+        normalization: of the input: "imagenet" (mean and deviation of ImageNet's colours, as PatchCore's code and its
+            re-implementations do for every backbone: numbers compare) or "model" (what the weights were trained with; it
+            differs for the EfficientNets).
+        precision: "float32", or "bfloat16" for the network's products (the features are float32 in any case).
+    """
+
+    backbone: str = "efficientnet_lite0"
+    levels: tuple[int, ...] = (2, 3)
+    strides: tuple[int, ...] | None = None
+    patch_size: int = 3
+    merge: str = "concat"
+    pooled_width: int = 1024
+    resize: int | tuple[int, int] | None = 256
+    crop: int | tuple[int, int] | None = 224
+    pretrained: bool = True
+    weights: str | None = None
+    normalization: str = "imagenet"
+    precision: str = "float32"
+
+    def __post_init__(self):
+        if self.patch_size < 1 or self.patch_size % 2 == 0:
+            raise ValueError(f"patch_size must be odd and positive, got {self.patch_size}")
+        if self.merge not in ("concat", "pool"):
+            raise ValueError(f"merge must be 'concat' or 'pool', got {self.merge!r}")
+        if self.normalization not in ("imagenet", "model"):
+            raise ValueError(f"normalization must be 'imagenet' or 'model', got {self.normalization!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        Geometry(self.resize, self.crop)  # raises on sizes that cannot be
+
+    @property
+    def geometry(self) -> Geometry:
+        """The resize and crop that every image and mask goes through."""
+        return Geometry(self.resize, self.crop)
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of a few images, on their way.
+
+    Attributes:
+        indices: positions of the images in what was asked for.
+        values: (b, H, W, C) float32, on the extractor's device.
+        sizes: per image (height, width) of the file in pixels.
+    """
+
+    indices: list[int]
+    values: Tensor
+    sizes: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """The features of a set of images, and where they come from.
+
+    Attributes:
+        values: (n, H, W, C) float32 on the CPU: n images that could be read, in their order.
+        paths: of all images asked for.
+        indices: positions, in `paths`, of the n images.
+        sizes: per image (height, width) of the file in pixels.
+        skipped: (path, reason) of the images that could not be read, with on_error="skip".
+        settings: what decided them.
+        weights_sha256: of the backbone.
+    """
+
+    values: Tensor
+    paths: list[Path]
+    indices: list[int]
+    sizes: list[tuple[int, int]]
+    skipped: list[tuple[Path, str]]
+    settings: FeatureSettings
+    weights_sha256: str
+
+    @property
+    def rows(self) -> Tensor:
+        """(n·H·W, C): a view, a row a patch, image by image."""
+        return self.values.flatten(0, 2)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def paths_of(images: Images) -> list[Path]:
+    """Return the files of a split, or of a sequence of paths; one sentence if there are none."""
+    paths = list(images.paths) if isinstance(images, Split) else [Path(p) for p in images]
+    if not paths:
+        raise ValueError("there are no images: the split or list is empty")
+    return paths
+
+
+def choose_device(wish: str = "auto") -> torch.device:
+    """Return the device to compute on: CUDA, else Apple's MPS, else the CPU; or the one wished for."""
+    if wish != "auto":
+        return torch.device(wish)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def neighbourhood_average(maps: Tensor, patch_size: int = 3) -> Tensor:
+    """Return the mean of the s×s neighbourhood of every position; stride 1, padded with zeros as in PatchCore.
+
+    Args:
+        maps: (B, C, H, W).
+        patch_size: s, odd.
+
+    Returns:
+        (B, C, H, W).
+    """
+    return F.avg_pool2d(maps, patch_size, stride=1, padding=patch_size // 2)
+
+
+def neighbourhood_pool(maps: Tensor, patch_size: int, width: int) -> Tensor:
+    """Return every position's flattened s×s neighbourhood, brought to `width` numbers by adaptive average pooling.
+
+    Args:
+        maps: (B, C, H, W).
+        patch_size: s, odd.
+        width: numbers a position.
+
+    Returns:
+        (B, width, H, W).
+
+    Source: the first of the two poolings of PatchCore's published code (section 3.1 of the paper).
+    """
+    b, _, h, w = maps.shape
+    flat = F.unfold(maps, patch_size, padding=patch_size // 2)  # (B, C·s·s, H·W)
+    pooled = F.adaptive_avg_pool1d(flat.transpose(1, 2), width)  # (B, H·W, width)
+    return pooled.transpose(1, 2).reshape(b, width, h, w)
+
+
+def join_levels(levels: Sequence[Tensor]) -> Tensor:
+    """Return the levels joined on the first (finest) level's grid; the others are brought to it bilinearly.
+
+    Args:
+        levels: (B, C_l, H_l, W_l) each.
+
+    Returns:
+        (B, H_1, W_1, ΣC_l).
+    """
+    grid = levels[0].shape[-2:]
+    same = [m if m.shape[-2:] == grid else F.interpolate(m, grid, mode="bilinear") for m in levels]
+    return torch.cat(same, 1).permute(0, 2, 3, 1)
+
+
+class PatchExtractor:
+    """A frozen backbone that turns image files into patch features, batch by batch."""
+
+    def __init__(
+        self,
+        settings: FeatureSettings = FeatureSettings(),
+        *,
+        device: str = "auto",
+        batch_size: int = 16,
+        workers: int = min(4, os.cpu_count() or 1),
+    ):
+        """Load the backbone.
+
+        Args:
+            settings: what decides the features.
+            device: "auto", or torch's name of one.
+            batch_size: images per pass of the network.
+            workers: threads that decode ahead of the network; 0 decodes in between.
+
+        Raises:
+            ValueError: if the model, a level or the device does not exist.
+            WeightsError: if the weights cannot be had.
+        """
+        self.settings = settings
+        self.device = choose_device(device)
+        self.batch_size, self.workers = batch_size, workers
+        self.backbone = load_backbone(
+            settings.backbone,
+            levels=settings.levels,
+            strides=settings.strides,
+            pretrained=settings.pretrained,
+            weights=settings.weights,
+        )
+        self.model = self.backbone.model.to(self.device, memory_format=torch.channels_last)
+        own = settings.normalization == "model"
+        mean = torch.tensor(self.backbone.mean if own else IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+        std = torch.tensor(self.backbone.std if own else IMAGENET_DEFAULT_STD).view(3, 1, 1)
+        self._scale, self._shift = (1 / (255 * std)).to(self.device), (mean / std).to(self.device)
+
+    @property
+    def width(self) -> int:
+        """C, the numbers a patch."""
+        return self.settings.pooled_width if self.settings.merge == "pool" else sum(self.backbone.channels)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return (H, W), the patches down and across an image file of this size in pixels."""
+        h, w = self.settings.geometry.output_size(height, width)
+        stride = self.backbone.strides[0]
+        return -(-h // stride), -(-w // stride)
+
+    @torch.inference_mode()
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Return the patch features of images that are resized and cropped already.
+
+        Args:
+            pixels: (B, 3, h, w) uint8, RGB.
+
+        Returns:
+            (B, H, W, C) float32 on the extractor's device.
+        """
+        x = pixels.to(self.device, non_blocking=True).float()
+        x = (x * self._scale - self._shift).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            maps = self.model(x)
+        if self.backbone.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        maps, s = [m.float() for m in maps], self.settings.patch_size  # (B, C_l, H_l, W_l)
+        if self.settings.merge == "concat":
+            return join_levels([neighbourhood_average(m, s) for m in maps])
+        joined = join_levels([neighbourhood_pool(m, s, self.settings.pooled_width) for m in maps])
+        return F.adaptive_avg_pool1d(joined.flatten(1, 2), self.settings.pooled_width).unflatten(1, joined.shape[1:3])
+
+    def stream(
+        self, images: Images, *, on_error: str = "raise", skipped: list[tuple[Path, str]] | None = None
+    ) -> Iterator[FeatureBatch]:
+        """Yield the features batch by batch; nothing is kept, and files are decoded ahead while the network works.
+
+        Args:
+            images: a split, or paths.
+            on_error: "raise", or "skip" to leave unreadable files out and list them in `skipped`.
+            skipped: receives (path, reason).
+
+        Yields:
+            `FeatureBatch`.
+
+        Raises:
+            ImageError: for a file that cannot be read, or whose size after resize and crop differs.
+        """
+        paths, settings = paths_of(images), self.settings
+        batches = stream(
+            paths,
+            settings.geometry,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            on_error=on_error,
+            skipped=skipped,
+        )
+        with progress.bar("features", len(paths), "image") as shown:
+            for batch in batches:
+                yield FeatureBatch(batch.indices, self.patches(batch.pixels), batch.sizes)
+                shown.update(len(batch.indices))
+
+    def extract(self, images: Images, *, on_error: str = "raise") -> PatchFeatures:
+        """Return the features of all images, written once into one tensor of known size.
+
+        Args:
+            images: a split, or paths.
+            on_error: "raise", or "skip": unreadable files are left out and listed in the result.
+
+        Returns:
+            `PatchFeatures`.
+
+        Raises:
+            ImageError: as `stream`; also if no file at all could be read.
+        """
+        paths = paths_of(images)
+        store = _Store(len(paths))
+        for batch in self.stream(paths, on_error=on_error, skipped=store.skipped):
+            store.add(batch)
+        if store.values is None:
+            path, reason = store.skipped[0]
+            raise ValueError(f"none of the {len(paths)} images could be read; the first, {path}: {reason}")
+        values = store.values[: len(store.indices)]
+        return PatchFeatures(
+            values, paths, store.indices, store.sizes, store.skipped, self.settings, self.backbone.sha256
+        )
+
+
+@dataclass
+class _Store:
+    """Room for all features, allocated when the first batch tells their shape."""
+
+    capacity: int
+    values: Tensor | None = None
+    indices: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def add(self, batch: FeatureBatch) -> None:
+        if self.values is None:
+            self.values = torch.empty(self.capacity, *batch.values.shape[1:])
+        at = len(self.indices)
+        self.values[at : at + len(batch.indices)] = batch.values
+        self.indices += batch.indices
+        self.sizes += batch.sizes
