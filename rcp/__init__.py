@@ -10,11 +10,18 @@ One room per stage, in the order in which the data walks: `data`, `images`, `fea
 `coreset`, `memory`, `scoring`, `detectors`, `evaluation`, `metrics`.
 """
 
-from rcp.data import btad, find, folder, mvtec, visa
-from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load
-from rcp.evaluation import Result, evaluate
-from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures
-from rcp.head import TrainSettings
+import os
+
+# Waiting threads sleep instead of spinning, unless the user wishes otherwise. Beside another busy process (a browser, a
+# second notebook) spinning made the coreset fifteen times slower on two cores; alone it gains nothing. It must be set
+# before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
+from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
+from rcp.evaluation import Result, evaluate  # noqa: E402
+from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
+from rcp.head import TrainSettings  # noqa: E402
 
 __version__ = "0.1.0"
 

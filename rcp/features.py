@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -276,16 +277,16 @@ class PatchExtractor:
         Raises:
             ImageError: for a file that cannot be read, or whose size after resize and crop differs.
         """
-        paths, settings = paths_of(images), self.settings
+        paths = paths_of(images)
         batches = stream(
             paths,
-            settings.geometry,
+            self.settings.geometry,
             batch_size=self.batch_size,
             workers=self.workers,
             on_error=on_error,
             skipped=skipped,
         )
-        with progress.bar("features", len(paths), "image") as shown:
+        with closing(batches), progress.bar("features", len(paths), "image") as shown:
             for batch in batches:
                 yield FeatureBatch(batch.indices, self.patches(batch.pixels), batch.sizes)
                 shown.update(len(batch.indices))

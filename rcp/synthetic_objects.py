@@ -338,7 +338,7 @@ def flange_nick(scene: Scene, rng: Generator) -> Flaw:
     bite = blob(rng, x, y, rng.uniform(4.5, 11), ragged=0.2)
     bite = np.maximum(bite, disc(XX - cx, YY - cy, RIM + 1))
     edge = lift(scene.surface, -3.0 * smoothstep(3, -1, bite))
-    return mix(edge, scene.before["casting"], inside(bite)), bite < 1.5
+    return mix(edge, scene.before["casting"], inside(bite)), bite < 2.5
 
 
 def flange_rust(scene: Scene, rng: Generator) -> Flaw:

@@ -73,9 +73,9 @@ def brick(rng: Generator) -> Scene:
 def brick_crack(scene: Scene, rng: Generator) -> Flaw:
     """A thin, dark, branching crack."""
     x, y = _somewhere(rng)
-    length, heading = rng.uniform(45, 120), rng.uniform(0, 360)
+    length, heading = rng.uniform(30, 90), rng.uniform(0, 360)
     trunk = walk(rng, x, y, heading, length)
-    width = rng.uniform(0.6, 1.6)
+    width = rng.uniform(0.4, 1.1)
     line = stroke(XX, YY, trunk, np.linspace(width, 0.3, len(trunk)))
     if rng.random() < 0.5:
         fork = trunk[len(trunk) // 2]
@@ -83,39 +83,39 @@ def brick_crack(scene: Scene, rng: Generator) -> Flaw:
         branch = stroke(XX, YY, twig - twig[0] + fork, np.linspace(width * 0.7, 0.2, len(twig)))
         line = np.minimum(line, branch)
     gap = inside(line, 0.9)
-    tone = scene.surface.albedo * np.float32(rng.uniform(0.1, 0.45))
-    return lift(paint(scene.surface, gap, tone), -1.5 * gap), line < 0.8
+    tone = scene.surface.albedo * np.float32(rng.uniform(0.3, 0.7))
+    return lift(paint(scene.surface, gap, tone), -0.6 * gap), line < 0.8
 
 
 def brick_chip(scene: Scene, rng: Generator) -> Flaw:
     """A broken-out flake: rough, fresh clay below the face."""
     x, y = _somewhere(rng)
-    flake = blob(rng, x, y, rng.uniform(8, 22), ragged=0.35)
+    flake = blob(rng, x, y, rng.uniform(4.5, 14), ragged=0.35)
     hole = inside(flake, 1.2)
     fresh = colour(178, 104, 80) * np.float32(rng.uniform(0.75, 1.25)) * (1 + 0.12 * noise(rng, 3))[..., None]
-    rough = rng.uniform(2.0, 5.0) + 0.9 * noise(rng, 4)
-    broken = paint(scene.surface, hole * np.float32(rng.uniform(0.6, 1.0)), fresh)
-    return lift(broken, -hole * rough), flake < 1.0
+    rough = rng.uniform(0.6, 2.5) + 0.5 * noise(rng, 4)
+    broken = paint(scene.surface, hole * np.float32(rng.uniform(0.3, 0.8)), fresh)
+    return lift(broken, -hole * rough), flake < 1.5
 
 
 def brick_bloom(scene: Scene, rng: Generator) -> Flaw:
     """A whitish haze of salt that has come through the wall."""
     x, y = _somewhere(rng)
-    cloud = blob(rng, x, y, rng.uniform(18, 42), ragged=0.4)
+    cloud = blob(rng, x, y, rng.uniform(12, 32), ragged=0.4)
     haze = smoothstep(1, -9, cloud) * np.clip(0.7 + 0.35 * noise(rng, 5), 0, 1)
-    return paint(scene.surface, haze * np.float32(rng.uniform(0.3, 0.75)), colour(214, 210, 204)), cloud < 0
+    return paint(scene.surface, haze * np.float32(rng.uniform(0.1, 0.4)), colour(214, 210, 204)), cloud < 0
 
 
 def brick_paint(scene: Scene, rng: Generator) -> Flaw:
     """A splash of paint with a run below it."""
     x, y = _somewhere(rng)
-    radius = rng.uniform(6, 15)
+    radius = rng.uniform(3, 9)
     splash = blob(rng, x, y, radius)
     end = (x + rng.normal(0, 1), y + rng.uniform(1, 3) * radius)
     spot = np.minimum(splash, stroke(XX, YY, np.array([(x, y), end]), [radius * 0.4, 1.2]))
     tones = [(58, 74, 104), (212, 206, 190), (54, 50, 48), (120, 60, 44), (96, 104, 82)]
     tone = colour(*tones[rng.integers(len(tones))])
-    layer = inside(spot) * np.float32(rng.uniform(0.75, 1.0))
+    layer = inside(spot) * np.float32(rng.uniform(0.5, 1.0))
     return paint(lift(scene.surface, 0.4 * layer), layer, tone, gloss=0.3), spot < 0.8
 
 
@@ -157,8 +157,8 @@ def granulate(rng: Generator) -> Scene:
 def granulate_oil(scene: Scene, rng: Generator) -> Flaw:
     """A patch wetted by oil: darker, browner, shinier."""
     x, y = _somewhere(rng)
-    pool = blob(rng, x, y, rng.uniform(16, 40), ragged=0.35)
-    wet = smoothstep(1.5, -5, pool) * np.float32(rng.uniform(0.65, 1.0))
+    pool = blob(rng, x, y, rng.uniform(14, 36), ragged=0.35)
+    wet = smoothstep(1.5, -5, pool) * np.float32(rng.uniform(0.45, 0.9))
     tone = scene.surface.albedo ** np.float32(1.25) * np.array([0.42, 0.34, 0.26], np.float32)
     return paint(scene.surface, wet, tone, gloss=0.5), pool < 0.5
 
@@ -167,7 +167,7 @@ def granulate_foreign(scene: Scene, rng: Generator) -> Flaw:
     """A foreign body: a bolt shank, a plastic pellet or a washer among the stones."""
     x, y = _somewhere(rng)
     u, v = turned(XX - np.float32(x), YY - np.float32(y), rng.uniform(0, 360))
-    kind, size = rng.choice(["bolt", "pellet", "washer"]), rng.uniform(5.0, 11.0)
+    kind, size = rng.choice(["bolt", "pellet", "washer"]), rng.uniform(3.5, 8.0)
     if kind == "bolt":
         body, tone, gloss = box(u, v, size * 2.2, size * 0.5, size * 0.4), colour(120, 122, 126), 0.7
     elif kind == "pellet":
@@ -186,16 +186,16 @@ def granulate_foreign(scene: Scene, rng: Generator) -> Flaw:
 def granulate_dust(scene: Scene, rng: Generator) -> Flaw:
     """Crushed fines that fill the gaps: the stones lose their contrast."""
     x, y = _somewhere(rng)
-    heap = blob(rng, x, y, rng.uniform(15, 38), ragged=0.35)
+    heap = blob(rng, x, y, rng.uniform(10, 30), ragged=0.35)
     cover = smoothstep(1, -5, heap) * np.clip(0.8 + 0.2 * noise(rng, 4), 0, 1)
     powder = colour(160, 150, 136) * (1 + 0.10 * noise(rng, 1.6) + 0.06 * noise(rng, 9))[..., None]
-    return paint(scene.surface, cover * np.float32(rng.uniform(0.6, 0.97)), powder), heap < 0
+    return paint(scene.surface, cover * np.float32(rng.uniform(0.4, 0.85)), powder), heap < 0
 
 
 def granulate_colour(scene: Scene, rng: Generator) -> Flaw:
     """A nest of stones from the wrong batch, of another colour."""
     x, y = _somewhere(rng)
-    nest = blob(rng, x, y, rng.uniform(14, 34), ragged=0.35)
+    nest = blob(rng, x, y, rng.uniform(11, 30), ragged=0.35)
     casts = np.array([[1.5, 0.8, 0.5], [0.65, 0.95, 1.4], [0.70, 1.1, 0.70], [1.35, 1.0, 0.45]], np.float32)
     tone = scene.surface.albedo * casts[rng.integers(len(casts))]
-    return paint(scene.surface, smoothstep(1, -3, nest) * np.float32(rng.uniform(0.5, 1.0)), tone), nest < 0.5
+    return paint(scene.surface, smoothstep(1, -3, nest) * np.float32(rng.uniform(0.4, 0.9)), tone), nest < 0.5

@@ -10,6 +10,8 @@ import pytest
 from rcp import data
 from rcp.data import DataError, DataWarning, Sample, Split
 
+pytestmark = pytest.mark.filterwarnings("error::rcp.data.DataWarning")
+
 
 def write(*paths: Path) -> None:
     """Write files whose content is their name: nothing is decoded by the code under test."""
@@ -147,7 +149,7 @@ def test_folder_masks(tmp_path, mask):
     write(tmp_path / "masks" / mask, tmp_path / "masks" / "good" / "1.png")
     category = data.folder(tmp_path / "train", tmp_path / "test", tmp_path / "masks")
     assert category.test.has_masks and category.test[0].mask == tmp_path / "masks" / mask
-    assert category.name == tmp_path.name
+    assert category.name == tmp_path.name and category.train.root == tmp_path / "train"
     assert category.test.counts() == {"dent": 1, "good": 1}
     assert data.find(tmp_path) == category
 
@@ -163,6 +165,9 @@ def test_find_sees_every_layout(mvtec_root, tmp_path_factory):
     assert data.find(mvtec_root / "bottle") == data.mvtec(mvtec_root, "bottle")
     assert data.find(mvtec_root, "bottle", layout="folder").dataset == "folder"
     assert data.categories(mvtec_root) == ["bottle"]
+    (mvtec_root / "bottle" / "ground_truth").rename(mvtec_root / "bottle" / "masks")
+    plain = data.find(mvtec_root, "bottle")
+    assert plain.dataset == "folder" and plain.test.has_masks
     shutil.rmtree(mvtec_root / "bottle" / "test")
     assert len(data.mvtec(mvtec_root, "bottle").test) == 0
 
@@ -254,6 +259,8 @@ def test_misspelt_category_lists_what_is_there(mvtec_root):
     for read in (data.mvtec, data.btad, data.find):
         with pytest.raises(DataError, match="no category 'botle' in .*: found bottle"):
             read(mvtec_root, "botle")
+    with pytest.raises(DataError, match="no category '' in"):
+        data.mvtec(mvtec_root, "")
     with pytest.raises(DataError, match="found no folder that holds train/"):
         data.mvtec(mvtec_root / "bottle" / "test", "bottle")
     with pytest.raises(DataError, match="holds the categories bottle: name one"):

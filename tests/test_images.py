@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+import time
 import zlib
 from contextlib import closing
 from pathlib import Path
@@ -39,7 +40,8 @@ def save(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
 def png_16(pixels: np.ndarray, colour_type: int, extra: bytes = b"") -> bytes:
     """Write 16-bit PNG by hand, since Pillow writes no 16-bit colour."""
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        length, check = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+        return length + kind + content + check
     h, w = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     transparency = chunk(b"tRNS", extra) if extra else b""
@@ -58,7 +60,8 @@ def slow_grey(values: np.ndarray) -> np.ndarray:
 # --- one image -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("suffix, options", [
-    ("png", {}), ("bmp", {}), ("tif", {}), ("tiff", {"compression": "tiff_lzw"}), ("webp", {"lossless": True})])
+    ("png", {}), ("bmp", {}), ("tif", {}), ("tiff", {"compression": "tiff_lzw"}),
+    ("webp", {"lossless": True})])
 def test_rgb_is_kept(tmp_path, suffix, options):
     pixels = read_image(save(tmp_path / f"a.{suffix}", COLOUR, **options))
     assert pixels.dtype == np.uint8 and pixels.shape == (5, 7, 3) and (pixels == COLOUR).all()
@@ -283,7 +286,8 @@ MASK = COLOUR[..., 0] > 180
 
 
 @pytest.mark.parametrize("pixels", [
-    MASK, MASK * np.uint8(1), MASK * np.uint8(255), MASK * np.uint16(1), MASK[..., None] * np.uint8([0, 3, 0]),
+    MASK, MASK * np.uint8(1), MASK * np.uint8(255), MASK * np.uint16(1),
+    MASK[..., None] * np.uint8([0, 3, 0]),
     np.dstack([in_three(MASK * np.uint8(9)), np.full((5, 7), 255, np.uint8)]),
     np.dstack([np.full((5, 7, 3), 200, np.uint8), MASK * np.uint8(255)])],
     ids=["1 bit", "0 and 1", "grey", "16 bit", "one channel of colour", "opaque", "transparent outside"])
@@ -368,7 +372,7 @@ def test_sizes_and_box_agree(resize, crop, h, w):
 
 
 def test_crop_box_by_hand():
-    # 200 x 400, short side to 100: 100 x 200; crop 60 x 80 at (20, 60); one resized pixel is two original ones.
+    # 200 x 400, short side to 100: 100 x 200; crop 60 x 80 at (20, 60); a resized pixel is two original ones.
     assert Geometry(100, (60, 80)).crop_box(200, 400) == (40, 120, 160, 280)
     assert Geometry().resized_size(900, 700) == (329, 256) and Geometry().output_size(900, 700) == (224, 224)
 
@@ -404,7 +408,7 @@ def test_crop_that_does_not_fit():
             Geometry(resize, crop)
     wide = Geometry(100, (80, 150))
     assert wide.output_size(100, 160) == (80, 150)
-    with pytest.raises(ValueError, match=r"crop 80x150 .*larger than 160x100, .*image of 160x100.*smaller crop"):
+    with pytest.raises(ValueError, match=r"crop 80x150 .*larger than 160x100, .*image of 160x100.*smaller"):
         wide.apply(np.zeros((160, 100, 3), np.uint8))
     with pytest.raises(ValueError, match="larger"):
         Geometry(None, 20).apply_mask(np.zeros((30, 10), bool))
@@ -470,7 +474,8 @@ def test_skip_reports_what_it_left_out(files, workers):
     assert [batch.indices for batch in batches] == [[1, 2, 3, 4], [6, 7, 8, 9], [10]]
     assert [path for path, _ in skipped] == [files[0], files[5]] and files[5].name in skipped[1][1]
     everything: list[tuple[Path, str]] = []
-    assert list(stream([files[0]] * 3, GEOMETRY, on_error="skip", skipped=everything)) == [] and len(everything) == 3
+    assert list(stream([files[0]] * 3, GEOMETRY, on_error="skip", skipped=everything)) == []
+    assert len(everything) == 3
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -497,6 +502,19 @@ def test_early_stop_leaves_no_threads(files, started):
             next(batches)
             assert decode_threads()
     assert not decode_threads()
+
+
+def test_early_stop_cancels_what_waits(files, monkeypatch):
+    decoded, real = [], images.read_image
+
+    def slow(path):
+        time.sleep(0.02)
+        decoded.append(path)
+        return real(path)
+    monkeypatch.setattr(images, "read_image", slow)
+    with closing(stream(files * 4, GEOMETRY, batch_size=10, workers=1)) as batches:
+        next(batches)  # ten decoded, about twenty waiting
+    assert len(decoded) < 20
 
 
 def test_interrupt_leaves_no_threads(files, monkeypatch):

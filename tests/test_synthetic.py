@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from rcp import synthetic
 
@@ -73,6 +74,16 @@ def test_the_mask_is_exactly_where_the_defect_is(category, defect):
         assert np.mean(change[mask] > 0) > 0.6, "the mask is far larger than the defect"
         central = mask[16:240, 16:240]
         assert central.sum() > 0.8 * mask.sum(), "the defect lies outside the central 224 pixels"
+
+
+@pytest.mark.parametrize("category, defect", ALL)
+def test_the_mask_cuts_off_no_more_than_the_blur(category, defect):
+    scene = synthetic._SOUND[category](np.random.default_rng(0))
+    for seed in range(3):
+        surface, mask = synthetic._FLAWS[category][defect](scene, np.random.default_rng(seed))
+        image, sound = (synthetic.photograph(s, scene.camera).astype(int) for s in (surface, scene.surface))
+        beyond = ~binary_dilation(mask, iterations=2)
+        assert np.abs(image - sound)[beyond].max() <= 8, "the defect reaches more than 2 pixels past its mask"
 
 
 @pytest.mark.parametrize("category, defect", ALL)

@@ -216,6 +216,10 @@ class BankDetector:
             )
         return self.calibration
 
+    def colour_limits(self) -> tuple[float, float] | None:
+        """Return the ends of the one colour scale for maps, from held-out normals; None without calibration."""
+        return self.calibration.colour_limits() if self.calibration else None
+
     def save(self, path: str | Path) -> Path:
         """Write the detector into a folder, as JSON and safetensors; the backbone's weights stay outside, by hash.
 
@@ -235,11 +239,15 @@ class BankDetector:
             tensors |= self.calibration.tensors()
         return write_model(path, ModelFile(
             kind=self.kind,
-            settings=self._settings() | {"features": asdict(self.features), "bank": asdict(self.bank), "seed": self.seed},
+            settings=self.settings() | self._learned(),
             backbone=self.backbone_record(),
             fitted_on=self.fitted_on | {"coreset_dimension": self.coreset.dimension if self.coreset else None},
             tensors=tensors,
         ))  # fmt: skip
+
+    def settings(self) -> dict:
+        """Return all settings as plain data, for result and model files."""
+        return self._settings() | {"features": asdict(self.features), "bank": asdict(self.bank), "seed": self.seed}
 
     def backbone_record(self) -> dict[str, str]:
         """Return which weights the features came from: tag, source and hash."""
@@ -269,7 +277,7 @@ class BankDetector:
             features = replace(features, weights=weights)
         detector = cls._from_settings(file.settings, features, BankSettings(**file.settings["bank"]), device)
         file.check_backbone(detector.backbone_record())
-        file.check_width("memory", detector._width())
+        file.check_width("memory", detector.output_width)
         where = detector.extractor.device
         detector.memory = MemoryBank(file.tensors["memory"].to(where), detector.bank.search)
         if "coreset_indices" in file.tensors:
@@ -289,13 +297,18 @@ class BankDetector:
         """(n, C) on any device → (n, D) on the extractor's device: patch features as the memory keeps them."""
         raise NotImplementedError
 
-    def _width(self) -> int:
+    @property
+    def output_width(self) -> int:
         """D, the width of the memory's rows."""
         raise NotImplementedError
 
     def _settings(self) -> dict:
         """The subclass's own settings, for the file."""
         raise NotImplementedError
+
+    def _learned(self) -> dict:
+        """What `fit` left besides tensors, for the model's file."""
+        return {}
 
     def _tensors(self) -> dict[str, Tensor]:
         """The subclass's own tensors, for the file."""
@@ -323,9 +336,9 @@ class BankDetector:
 
     def _points(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """(N, d): the embedded rows in the space where the coreset is picked, made chunk by chunk."""
-        project = self.bank.projection is not None and self.bank.projection < self._width()
-        matrix = projection_matrix(self._width(), self.bank.projection, generator) if project else None
-        out = torch.empty(len(rows), self.bank.projection if project else self._width(), device=self.extractor.device)
+        project = self.bank.projection is not None and self.bank.projection < self.output_width
+        matrix = projection_matrix(self.output_width, self.bank.projection, generator) if project else None
+        out = torch.empty(len(rows), self.bank.projection if project else self.output_width, device=self.extractor.device)
         for at in range(0, len(rows), CHUNK):
             embedded = self._embed(rows[at : at + CHUNK])
             out[at : at + CHUNK] = embedded @ matrix.to(embedded.device) if project else embedded

@@ -80,6 +80,15 @@ class Ensemble:
             scores.append(modified_z_score(normal.image_scores, normal.image_median, normal.image_mad))
         return threshold(torch.stack(scores).mean(0), false_alarm_rate)
 
+    def colour_limits(self) -> tuple[float, float]:
+        """Return the ends of a colour scale in robust deviations: 0 to twice the members' mean normal 99.9 % quantile."""
+        tops = []
+        for member in self.members:
+            normal = member.normal_scores()
+            top = normal.patch_quantiles[999:]
+            tops.append(float(modified_z_score(top, normal.patch_median, float(normal.patch_mad))[0]))
+        return 0.0, 2 * sum(tops) / len(tops)
+
     def save(self, path: str | Path) -> Path:
         """Write every member into a subfolder, and a JSON file that lists them."""
         folder = Path(path)

@@ -70,7 +70,9 @@ class PatchCore(BankDetector):
     def _embed(self, rows: Tensor) -> Tensor:
         return rows.to(self.extractor.device)
 
-    def _width(self) -> int:
+    @property
+    def output_width(self) -> int:
+        """Width of the memory's rows: that of the patch features."""
         return self.extractor.width
 
     def _settings(self) -> dict:

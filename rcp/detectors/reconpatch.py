@@ -100,15 +100,16 @@ class ReConPatch(BankDetector):
     def _embed(self, rows: Tensor) -> Tensor:
         return rows.to(self.weight.device) @ self.weight.T  # (n, dimension) = f(p)
 
-    def _width(self) -> int:
+    @property
+    def output_width(self) -> int:
+        """Width of the memory's rows: that of f."""
         return self.training.dimension
 
     def _settings(self) -> dict:
-        return {
-            "training": asdict(self.training),
-            "reweight": self.reweight,
-            "history": [asdict(record) for record in self.history],
-        }
+        return {"training": asdict(self.training), "reweight": self.reweight}
+
+    def _learned(self) -> dict:
+        return {"history": [asdict(record) for record in self.history]}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"f": self.weight}

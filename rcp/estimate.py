@@ -1,0 +1,120 @@
+"""What will it cost? Rows, bytes and seconds, said before the work begins.
+
+The seconds come from short probes on this machine, with this network and these shapes; the result file keeps them beside
+the seconds that the work really took.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from rcp.coreset import coreset_size
+from rcp.data import Split
+from rcp.detectors import BankDetector, ReConPatch
+from rcp.head import train_head
+from rcp.images import stream
+
+CORESET = 4e-9  # seconds per row and pick at 200 GFLOP/s: 0.7 to 1.1 s for 163,856 x 1,638, as `rcp bench` measures
+PROBE = 4  # images and training steps that are timed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction.
+
+    Attributes:
+        images, rows, width: training images, patches, numbers a patch.
+        feature_bytes: of all training features, float32; the largest thing held.
+        memory_rows, memory_bytes: of the coreset.
+        seconds: by stage: features, training, coreset, calibration, scoring.
+    """
+
+    images: int
+    rows: int
+    width: int
+    feature_bytes: int
+    memory_rows: int
+    memory_bytes: int
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items() if seconds >= 0.5)
+        return (
+            f"{self.images} images → {self.rows:,} patches × {self.width} = {size(self.feature_bytes)}; memory of "
+            f"{self.memory_rows:,} rows = {size(self.memory_bytes)}; about {sum(self.seconds.values()):.0f} s ({stages})"
+        )
+
+    def record(self) -> dict:
+        """Return it as plain data, for a result file."""
+        return asdict(self)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it: 249 MB, 1.0 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def estimate(detector: BankDetector, train: Split, test: Split | None = None) -> Estimate:
+    """Return what fitting, and scoring a test split, will need.
+
+    Args:
+        detector: not fitted yet; its backbone is loaded for the probe.
+        train: good images.
+        test: images to score afterwards, or None.
+
+    Returns:
+        An `Estimate`; a probe takes about a second.
+    """
+    extractor = detector.extractor
+    per_image, (h, w) = _image_seconds(extractor, train)
+    rows, n = len(train) * h * w, len(train)
+    kept = coreset_size(rows, detector.bank.coreset)
+    rate = _product_rate(extractor.device)
+    picking = CORESET * rows * kept * 2e11 / rate
+    searching = 3 * 2 * h * w * kept * detector.output_width / rate  # per image, measured against one product
+    folds = detector.bank.folds
+    seconds = {
+        "features": n * per_image,
+        "training": _training_seconds(detector, rows),
+        "coreset": picking,
+        "calibration": folds and folds * (1 - 1 / folds) ** 2 * picking + n * searching,
+        "scoring": len(test) * (per_image + searching) if test is not None else 0.0,
+    }
+    return Estimate(
+        n, rows, extractor.width, 4 * rows * extractor.width, kept, 4 * kept * detector.output_width, seconds
+    )
+
+
+def _image_seconds(extractor, train: Split) -> tuple[float, tuple[int, int]]:
+    """Seconds to decode an image and send it through the network, on the split's first images, and the patch grid."""
+    batch = next(iter(stream(train.paths[:PROBE], extractor.settings.geometry, batch_size=PROBE, workers=0)))
+    extractor.patches(batch.pixels)  # the first pass pays for the libraries' own set-up
+    started = time.perf_counter()
+    batch = next(iter(stream(train.paths[:PROBE], extractor.settings.geometry, batch_size=PROBE, workers=0)))
+    shape = extractor.patches(batch.pixels).cpu().shape
+    return (time.perf_counter() - started) / len(batch.indices), tuple(shape[1:3])
+
+
+def _product_rate(device: torch.device) -> float:
+    a = torch.randn(1024, 1024, device=device)
+    float((a @ a)[0, 0])
+    started = time.perf_counter()
+    for _ in range(4):
+        product = a @ a
+    float(product[0, 0])  # waits for the device
+    return 4 * 2 * 1024**3 / (time.perf_counter() - started)
+
+
+def _training_seconds(detector: BankDetector, rows: int) -> float:
+    if not isinstance(detector, ReConPatch) or detector.training.epochs == 0:
+        return 0.0
+    settings = detector.training
+    batch = min(rows, settings.batch_size)
+    steps = min(rows // batch, settings.steps or rows)
+    noise = torch.randn(PROBE * batch, detector.extractor.width, generator=torch.Generator().manual_seed(0))
+    probe = replace(settings, epochs=2, steps=PROBE, batch="patches")
+    _, history = train_head(noise, probe, seed=0, device=detector.extractor.device)
+    return settings.epochs * steps * history[1].seconds / PROBE

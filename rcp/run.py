@@ -1,0 +1,146 @@
+"""One run: a category, a detector, a folder with everything that came of it.
+
+The folder holds `result.json` (settings, data, versions, weights, seeds, metrics, seconds, memory), `model/` (the fitted
+detector), two figures, and on request the raw maps. Everything is written whole or not at all; a training that was killed
+goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcp.data import Category
+from rcp.detectors import BankDetector, ReConPatch
+from rcp.estimate import estimate
+from rcp.evaluation import Result, evaluate
+from rcp.files import write_json, write_tensors
+from rcp.modelfile import versions
+from rcp.timing import Stopwatch, peak_rss_bytes
+
+SCHEMA = 1
+
+
+def run(
+    category: Category,
+    detector: BankDetector,
+    out: str | Path,
+    *,
+    protocol: str = "crop",
+    false_alarm_rate: float = 0.05,
+    on_error: str = "raise",
+    maps: bool = False,
+    figures: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Fit a detector on a category, evaluate it, and write what was found; return the content of `result.json`.
+
+    Args:
+        category: from `rcp.find`, `rcp.mvtec`, …; without test images the metrics stay empty.
+        detector: not fitted.
+        out: the folder to write to.
+        protocol: "crop" or "original", see `rcp.evaluation`.
+        false_alarm_rate: for the verdict.
+        on_error: "raise", or "skip" to leave unreadable images out and list them.
+        maps: write the raw patch scores and maps to `maps.safetensors`.
+        figures: write `scores.png` and `maps.png`.
+        say: receives a line of text now and then.
+
+    Returns:
+        The result as plain data.
+
+    Raises:
+        ValueError, ImageError, WeightsError: as the stages do.
+    """
+    out, watch = Path(out), Stopwatch()
+    tested = len(category.test) > 0
+    with watch("total"):
+        with watch("estimate"):
+            predicted = estimate(detector, category.train, category.test if tested else None)
+        say(f"{category.dataset} {category.name}: {predicted}")
+        checkpoint = out / "training.safetensors"
+        if isinstance(detector, ReConPatch):
+            detector.fit(category.train, on_error=on_error, checkpoint=checkpoint)
+        else:
+            say("PatchCore has one pass; it does not train")
+            detector.fit(category.train, on_error=on_error)
+        detector.save(out / "model")
+        result = None
+        if tested:
+            result = evaluate(
+                detector, category.test, protocol=protocol, false_alarm_rate=false_alarm_rate, on_error=on_error
+            )
+        with watch("figures"):
+            if result and figures:
+                _write_figures(category, detector, result, out)
+    record = _record(category, detector, result, protocol, detector.stopwatch.seconds | watch.seconds)
+    record["predicted"] = predicted.record()
+    if result and maps:
+        _write_maps(result, out / "maps.safetensors")
+    write_json(out / "result.json", record)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _record(
+    category: Category, detector: BankDetector, result: Result | None, protocol: str, seconds: dict[str, float]
+) -> dict[str, Any]:
+    skipped = list(detector.fitted_on["skipped"])
+    if result:
+        skipped += [[path.as_posix(), reason] for path, reason in result.scores.skipped]
+    return {
+        "schema": SCHEMA,
+        "detector": detector.kind,
+        "settings": detector.settings(),
+        "seeds": {"detector": detector.seed},
+        "dataset": {
+            "layout": category.dataset,
+            "category": category.name,
+            "train": {"counts": category.train.counts(), "fingerprint": category.train.fingerprint()},
+            "test": {"counts": category.test.counts(), "fingerprint": category.test.fingerprint()},
+        },
+        "backbone": detector.backbone_record(),
+        "device": str(detector.extractor.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "protocol": protocol,
+        "metrics": result.metrics if result else {},
+        "unseen_share": result.unseen_share if result else None,
+        "verdict": asdict(result.verdict) if result and result.verdict else None,
+        "fitted_on": detector.fitted_on,
+        "history": [asdict(record) for record in detector.history] if isinstance(detector, ReConPatch) else [],
+        "skipped": skipped,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "images": _image_rows(category, result) if result else [],
+    }
+
+
+def _image_rows(category: Category, result: Result) -> list[dict[str, Any]]:
+    """A line an image: file, defect, score."""
+    names = [category.test[i].path.relative_to(category.test.root).as_posix() for i in result.scores.indices]
+    scores = result.scores.image_scores.tolist()
+    return [{"file": n, "defect": d, "score": s} for n, d, s in zip(names, result.defects, scores, strict=True)]
+
+
+def _write_maps(result: Result, path: Path) -> None:
+    tensors = {
+        "image_scores": result.scores.image_scores,
+        "patch_scores": result.scores.patch_scores,
+        "maps": result.scores.maps,
+        "labels": torch.from_numpy(result.labels),
+    }
+    write_tensors(path, tensors, {"schema": SCHEMA, "indices": result.scores.indices, "defects": result.defects})
+
+
+def _write_figures(category: Category, detector: BankDetector, result: Result, out: Path) -> None:
+    from rcp import plots  # matplotlib loads only where something is drawn
+
+    limits = detector.colour_limits()
+    title = type(detector).__name__
+    plots.write(plots.score_histogram({title: result}), out / "scores.png")
+    plots.write(plots.map_sheet(category.test, {title: (result, limits)}), out / "maps.png")
