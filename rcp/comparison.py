@@ -120,7 +120,9 @@ def markdown(rows: Sequence[Row], caption: str, metrics: Sequence[str] = tuple(S
     tables = {metric: summary(rows, metric) for metric in metrics}
     lines = [caption, "", "| category | detector | " + " | ".join(SHOWN.get(m, m) for m in metrics) + " |"]
     lines.append("|---|---|" + "---:|" * len(metrics))
-    for category, detector in tables[metrics[0]]:
+    cells_of = tables[metrics[0]]
+    order = list(dict.fromkeys(category for category, _ in cells_of))  # the detectors of a category side by side
+    for category, detector in sorted(cells_of, key=lambda cell: order.index(cell[0])):
         cells = (f"{100 * mean:.2f} ± {100 * std:.2f}" for mean, std in (tables[m][category, detector] for m in metrics))
         lines.append(f"| {category} | {detector} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
 from rcp.coreset import coreset_size
 from rcp.data import Split
 from rcp.detectors import BankDetector, ReConPatch
+from rcp.features import PatchExtractor
 from rcp.head import train_head
-from rcp.images import stream
+from rcp.images import Batch, stream
 
 CORESET = 4e-9  # seconds per row and pick at 200 GFLOP/s: 0.7 to 1.1 s for 163,856 x 1,638, as `rcp bench` measures
 PROBE = 4  # images and training steps that are timed
@@ -88,14 +90,21 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
     )
 
 
-def _image_seconds(extractor, train: Split) -> tuple[float, tuple[int, int]]:
-    """Seconds to decode an image and send it through the network, on the split's first images, and the patch grid."""
-    batch = next(iter(stream(train.paths[:PROBE], extractor.settings.geometry, batch_size=PROBE, workers=0)))
-    extractor.patches(batch.pixels)  # the first pass pays for the libraries' own set-up
+def _image_seconds(extractor: PatchExtractor, train: Split) -> tuple[float, tuple[int, int]]:
+    """Seconds to decode an image and send it through the network, on the first readable ones, and the patch grid."""
+    extractor.patches(_first_batch(extractor, train).pixels)  # the first pass pays for the libraries' own set-up
     started = time.perf_counter()
-    batch = next(iter(stream(train.paths[:PROBE], extractor.settings.geometry, batch_size=PROBE, workers=0)))
+    batch = _first_batch(extractor, train)
     shape = extractor.patches(batch.pixels).cpu().shape
     return (time.perf_counter() - started) / len(batch.indices), tuple(shape[1:3])
+
+
+def _first_batch(extractor: PatchExtractor, train: Split) -> Batch:
+    skipped: list[tuple[Path, str]] = []  # unreadable files are the run's to report, not the probe's
+    geometry = extractor.settings.geometry
+    for batch in stream(train.paths, geometry, batch_size=PROBE, workers=0, on_error="skip", skipped=skipped):
+        return batch
+    raise ValueError(f"none of the {len(train)} images could be read; the first, {skipped[0][0]}: {skipped[0][1]}")
 
 
 def _product_rate(device: torch.device) -> float:

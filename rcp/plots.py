@@ -107,6 +107,32 @@ def map_sheet(
     return figure
 
 
+def one_image(test: Split, results: dict[str, tuple[Result, Limits]], position: int) -> Figure:
+    """Return one image, with its true outline, beside its heat map of each detector.
+
+    Args:
+        test: the split that was scored.
+        results: title → (`Result`, colour limits from held-out normals).
+        position: among the scored images.
+    """
+    first = next(iter(results.values()))[0]
+    figure = new_figure(3.7 * (1 + len(results)), 3.9)
+    panels = figure.subplots(1, 1 + len(results))
+    _show_image(panels[0], *_seen(test, first.scores.indices[position], first))
+    panels[0].set_title(first.defects[position].replace("_", " "), fontsize=TYPE)
+    for axes, (title, (result, limits)) in zip(panels[1:], results.items(), strict=True):
+        low, high = limits or (None, None)
+        drawn = axes.imshow(result.scores.maps[position].numpy(), cmap=HEAT, vmin=low, vmax=high)
+        score = float(result.scores.image_scores[position])
+        word = ""
+        if result.verdict:
+            word = ": anomalous" if score > result.verdict.threshold.value else ": normal"
+        axes.set_title(f"{title} {score:.1f}{word}", fontsize=TYPE)
+        figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both", label="L2 distance")
+        _bare(axes)
+    return figure
+
+
 def typical(result: Result) -> list[int]:
     """Return positions of one good image and one of each defect: the one with the median score of its kind."""
     scores, defects = result.scores.image_scores.numpy(), np.array(result.defects)
@@ -126,7 +152,7 @@ def contact_sheet(test: Split, per_kind: int = 4) -> Figure:
         per_kind: images a kind.
     """
     kinds = sorted(set(test.defects), key=lambda kind: (kind != "good", kind))
-    figure = new_figure(2.7 * per_kind, 2.7 * len(kinds))
+    figure = new_figure(2.1 * per_kind + 0.5, 2.1 * len(kinds))
     for row, kind in zip(figure.subplots(len(kinds), per_kind, squeeze=False), kinds, strict=True):
         samples = [sample for sample in test if sample.defect == kind][:per_kind]
         for axes in row:

@@ -1,4 +1,4 @@
-"""Small pictures with H != W, and the smallest network that timm has, shared by the tests of the rooms after `images`."""
+"""Small pictures with H != W, and the smallest network that timm has, for the rooms after `images`."""
 
 from pathlib import Path
 

@@ -350,11 +350,12 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_plain_transformer_gives_its_first_levels_at_one_stride():
-    extractor = PatchExtractor(FeatureSettings("test_vit", (1, 3), pretrained=False, resize=None, crop=(64, 96)))
+    settings = FeatureSettings("test_vit", (1, 3), pretrained=False, resize=None, crop=(64, 96))
+    extractor = PatchExtractor(settings, device="cpu")
     pixels = random_pixels(64, 96)
     found = extractor.patches(pixels)
     with torch.inference_mode():
-        maps = extractor.model(normalised(pixels).to(extractor.device))
+        maps = extractor.model(normalised(pixels))
     assert found.shape == (2, 4, 6, 128) and extractor.backbone.strides == (16, 16)
     manual = torch.cat([F.avg_pool2d(m, 3, 1, 1) for m in maps], 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(found, manual, atol=1e-4, rtol=1e-4)
@@ -370,11 +371,11 @@ def test_a_plain_transformers_deeper_levels_can_be_asked_for():
 
 def test_swins_channels_last_maps_are_turned_and_joined():
     settings = FeatureSettings("swin_tiny_patch4_window7_224", pretrained=False, resize=None, crop=224)
-    extractor = PatchExtractor(settings)
+    extractor = PatchExtractor(settings, device="cpu")
     pixels = random_pixels(224, 224)
     found = extractor.patches(pixels)
     with torch.inference_mode():
-        fine, deep = (m.permute(0, 3, 1, 2) for m in extractor.model(normalised(pixels).to(extractor.device)))
+        fine, deep = (m.permute(0, 3, 1, 2) for m in extractor.model(normalised(pixels)))
     assert extractor.backbone.channels_last and fine.shape == (2, 192, 28, 28) and found.shape == (2, 28, 28, 576)
     deep = F.interpolate(F.avg_pool2d(deep, 3, 1, 1), (28, 28), mode="bilinear")
     manual = torch.cat([F.avg_pool2d(fine, 3, 1, 1), deep], 1).permute(0, 2, 3, 1)

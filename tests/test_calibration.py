@@ -52,7 +52,7 @@ def test_quantiles_and_deviations_are_those_of_numpy(scores):
     assert float(found.patch_mad) == pytest.approx(np.median(np.abs(flat - np.median(flat))))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: torch's median of an even number takes the lower one; of two, the MAD is 0")
+@pytest.mark.xfail(strict=True, reason="bug: torch's median of two is the lower one, so the MAD is 0")
 def test_of_two_different_image_scores_the_deviation_is_not_zero():
     found = Calibration.of(torch.tensor([1.0, 3.0]), torch.rand(2, 3, 4))
     assert (found.image_median, found.image_mad) == (2.0, 1.0)
@@ -128,7 +128,8 @@ def test_held_out_images_are_scored_as_test_images_are(tiny, photos, reweight):
 
 def test_the_seed_decides_the_held_out_scores(tiny, photos):
     bank = BankSettings(coreset=0.1, folds=3)
-    one, same, other = (PatchCore(tiny, bank=bank, seed=seed, device="cpu").fit(photos).calibration for seed in (0, 0, 1))
+    fitted = [PatchCore(tiny, bank=bank, seed=seed, device="cpu").fit(photos) for seed in (0, 0, 1)]
+    one, same, other = (detector.calibration for detector in fitted)
     assert torch.equal(one.image_scores, same.image_scores) and torch.equal(one.patch_quantiles, same.patch_quantiles)
     assert not torch.equal(one.image_scores, other.image_scores)
 

@@ -1,4 +1,4 @@
-"""Distances: rooted and squared against a plain loop, exact zeros, and gradients that stay finite where rows coincide."""
+"""Distances: rooted and squared against a plain loop, exact zeros, finite gradients where rows coincide."""
 
 from __future__ import annotations
 
@@ -105,6 +105,12 @@ def test_root_is_the_square_root_with_gradient_zero_at_zero():
     root(x).sum().backward()
     assert root(x).tolist() == [0, 2, 3]
     torch.testing.assert_close(x.grad, torch.tensor([0, 1 / 4, 1 / 6]))
+
+
+def test_rows_that_are_near_but_not_equal_keep_their_distance():
+    x = torch.tensor([1e-30, 1e-12, 1e-6], dtype=torch.float64)
+    torch.testing.assert_close(root(x), x.sqrt(), rtol=1e-12, atol=0)
+    assert float(distances(torch.tensor([[0.0], [2.0**-40]]))[0, 1]) == 2.0**-40
 
 
 def test_the_plain_square_root_gives_nan_gradients_where_rows_coincide_and_ours_does_not():

@@ -68,8 +68,11 @@ def slow_contextual(z, k: int):
 
 def slow_labels(z, alpha: float, sigma: float, k: int):
     pairwise, contextual, n = slow_pairwise(z, sigma), slow_contextual(z, k), len(z)
-    mixed = [[alpha * float(pairwise[i, j]) + (1 - alpha) * float(contextual[i, j]) for j in range(n)] for i in range(n)]
-    return torch.tensor(mixed, dtype=torch.float64)
+    w = torch.empty(n, n, dtype=torch.float64)
+    for i in range(n):
+        for j in range(n):
+            w[i, j] = alpha * pairwise[i, j] + (1 - alpha) * contextual[i, j]
+    return w
 
 
 # --- the bugs of the ports ------------------------------------------------------------------------

@@ -1,0 +1,230 @@
+"""From a folder of images to result.json, model and figures; and the same through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rcp
+from rcp import head, synthetic
+from rcp.cli import main
+from rcp.comparison import Row, as_csv, compare, markdown, summary
+from rcp.estimate import estimate, size
+from rcp.files import read_json, read_tensors
+from rcp.run import run
+
+TINY = rcp.FeatureSettings("resnet18", pretrained=False, resize=64, crop=(48, 64))
+FAST = rcp.TrainSettings(epochs=2, steps=2, dimension=16, projection=16, batch_size=64)
+BANK = rcp.BankSettings(coreset=0.05, folds=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A small embedded dataset: one category of 24 + 4 + 8 images."""
+    return synthetic.write(tmp_path_factory.mktemp("data"), categories=("flange",), train=24, good=4, per_defect=2)
+
+
+@pytest.fixture(scope="module")
+def record(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    detector = rcp.ReConPatch(TINY, training=FAST, bank=BANK)
+    content = run(rcp.mvtec(root, "flange"), detector, out, maps=True, say=lambda line: None)
+    return out, content, detector
+
+
+def test_result_file_holds_everything_that_a_reader_needs(record):
+    out, content, _ = record
+    saved = json.loads((out / "result.json").read_text())
+    assert set(saved["metrics"]) == {"image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"}
+    assert all(0 <= value <= 1 for value in saved["metrics"].values())
+    assert {"features", "training", "coreset", "calibration", "scoring", "metrics", "total"} <= set(saved["seconds"])
+    assert saved["peak_rss_bytes"] > 10**8
+    assert saved["seeds"] == {"detector": 0} and saved["protocol"] == "crop"
+    assert len(saved["backbone"]["sha256"]) == 64 and saved["versions"]["torch"]
+    assert saved["dataset"]["train"]["counts"] == {"good": 24} and len(saved["dataset"]["train"]["fingerprint"]) == 64
+    assert saved["settings"]["training"]["epochs"] == 2 and len(saved["history"]) == 2
+    assert saved["predicted"]["rows"] == saved["fitted_on"]["patches"] == 24 * 6 * 8
+    assert len(saved["images"]) == 12 and {"file", "defect", "score"} == set(saved["images"][0])
+    assert content["skipped"] == [] and saved["skipped"] == []
+
+
+def test_run_leaves_model_figures_and_maps_and_no_checkpoint(record):
+    out, _, _ = record
+    files = {path.name for path in out.iterdir()}
+    assert {"result.json", "model", "scores.png", "maps.png", "maps.safetensors"} == files
+    tensors, header = read_tensors(out / "maps.safetensors")
+    assert tensors["maps"].shape == (12, 48, 64) and tensors["patch_scores"].shape == (12, 6, 8)
+    assert header["defects"][0] in synthetic.DEFECTS["flange"] + ("good",)
+
+
+def test_saved_model_scores_as_the_fitted_one(record, root):
+    out, _, detector = record
+    test = rcp.mvtec(root, "flange").test
+    a, b = detector.score(test).image_scores, rcp.load(out / "model").score(test).image_scores
+    assert (a == b).all()
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_result(root, tmp_path, record, monkeypatch):
+    category = rcp.mvtec(root, "flange")
+    calls = []
+    original = head._Run.epoch
+
+    def dies_in_the_second(self, number, shown):
+        calls.append(number)
+        if number == 2 and len(calls) == 2:
+            raise RuntimeError("killed")
+        return original(self, number, shown)
+
+    monkeypatch.setattr(head._Run, "epoch", dies_in_the_second)
+    predicted = estimate(rcp.PatchCore(TINY), category.train)  # its own probe would train, too
+    monkeypatch.setattr("rcp.run.estimate", lambda *_: predicted)
+    make = lambda: rcp.ReConPatch(TINY, training=FAST, bank=BANK)  # noqa: E731
+    with pytest.raises(RuntimeError, match="killed"):
+        run(category, make(), tmp_path, figures=False, say=lambda line: None)
+    assert (tmp_path / "training.safetensors").exists() and not (tmp_path / "result.json").exists()
+    content = run(category, make(), tmp_path, figures=False, say=lambda line: None)
+    assert calls == [1, 2, 2]
+    assert content["metrics"] == record[1]["metrics"]
+
+
+def test_without_test_images_there_is_a_model_and_a_result_without_metrics(root, tmp_path):
+    good = rcp.folder(root / "flange" / "train" / "good")
+    content = run(good, rcp.PatchCore(TINY, bank=BANK), tmp_path, say=lambda line: None)
+    assert content["metrics"] == {} and (tmp_path / "model" / "model.json").exists()
+    assert read_json(tmp_path / "result.json")["fitted_on"]["images"] == 24
+
+
+def test_undefined_metrics_are_null_in_the_file(root, tmp_path):
+    place = tmp_path / "plain"
+    shutil.copytree(root / "flange" / "train", place / "train")
+    shutil.copytree(root / "flange" / "test", place / "test")
+    run(rcp.find(place), rcp.PatchCore(TINY, bank=BANK), tmp_path / "out", figures=False, say=lambda line: None)
+    metrics = read_json(tmp_path / "out" / "result.json")["metrics"]
+    assert metrics["pixel_auroc"] is None and metrics["aupro"] is None and 0 <= metrics["image_auroc"] <= 1
+
+
+def test_skipped_files_are_listed_in_the_result(root, tmp_path):
+    place = tmp_path / "flange"
+    shutil.copytree(root / "flange", place)
+    (place / "train" / "good" / "003.png").write_bytes(b"no image")
+    (place / "test" / "good" / "001.png").write_bytes(b"no image")
+    detector = rcp.PatchCore(TINY, bank=BANK)
+    with pytest.raises(ValueError, match="003.png"):
+        run(rcp.mvtec(tmp_path, "flange"), detector, tmp_path / "out", figures=False, say=lambda line: None)
+    content = run(
+        rcp.mvtec(tmp_path, "flange"), detector, tmp_path / "out", figures=False, on_error="skip", say=lambda line: None
+    )
+    assert [path.rsplit("/", 1)[1] for path, _ in content["skipped"]] == ["003.png", "001.png"]
+    assert len(content["images"]) == 11
+
+
+# The estimate
+
+
+def test_estimate_predicts_rows_and_bytes_exactly(root):
+    category = rcp.mvtec(root, "flange")
+    detector = rcp.ReConPatch(TINY, training=FAST, bank=BANK)
+    predicted = estimate(detector, category.train, category.test)
+    features = detector.extractor.extract(category.train)
+    assert predicted.rows == len(features.rows) and predicted.feature_bytes == features.values.nbytes
+    detector.fit(features)
+    assert predicted.memory_rows == len(detector.memory) and predicted.memory_bytes == detector.memory.rows.nbytes
+    assert all(seconds >= 0 for seconds in predicted.seconds.values()) and "patches" in str(predicted)
+
+
+def test_sizes_read_as_people_write_them():
+    assert size(1_006_000_000) == "1.0 GB" and size(44_000_000) == "44 MB"
+
+
+# The comparison
+
+
+def test_comparison_fits_three_detectors_per_seed_on_the_same_features(root):
+    rows = compare([rcp.mvtec(root, "flange")], features=TINY, training=FAST, seeds=(0, 1))
+    assert [(row.detector, row.seed) for row in rows] == [
+        (name, seed) for seed in (0, 1) for name in ("PatchCore", "untrained f", "ReConPatch")
+    ]
+    alone = rcp.PatchCore(TINY, bank=rcp.BankSettings(folds=0), seed=1).fit(rcp.mvtec(root, "flange").train)
+    assert rcp.evaluate(alone, rcp.mvtec(root, "flange").test).metrics == rows[3].metrics
+    assert rows[1].metrics != rows[2].metrics
+
+
+def test_summary_averages_over_categories_within_a_seed_first():
+    cell = lambda c, s, v: Row(c, "d", s, {"m": v})  # noqa: E731
+    found = summary([cell("a", 0, 0.2), cell("a", 1, 0.4), cell("b", 0, 0.8), cell("b", 1, 0.6)], "m")
+    assert found["a", "d"] == (pytest.approx(0.3), pytest.approx(np.std([0.2, 0.4], ddof=1)))
+    assert found["mean", "d"] == (pytest.approx(0.5), pytest.approx(0.0))
+
+
+def test_tables_keep_the_detectors_of_a_category_together():
+    metrics = dict.fromkeys(("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"), 0.5)
+    rows = [Row(c, d, 0, metrics) for c in ("b", "a") for d in ("x", "y")]
+    lines = markdown(rows, "caption").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["b", "b", "a", "a", "mean", "mean"]
+    assert "50.00 ± 0.00" in lines[4] and lines[0] == "caption"
+    assert as_csv(rows).splitlines()[1].startswith("b,x,0,0.500000")
+
+
+# The command
+
+
+def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
+    out, images = tmp_path / "out", root / "flange" / "test"
+    status = main([
+        "run", "--data", str(root), "--category", "flange", "--detector", "patchcore", "--image-size", "96",
+        "--folds", "4", "--out", str(out), "--no-figures",
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0 and "patches" in printed and "image_auroc" in printed and "one pass" in printed
+    assert read_json(out / "result.json")["settings"]["features"]["resize"] == 110
+    chosen = [str(images / "good" / "000.png"), str(images / "rust" / "000.png")]
+    assert main(["predict", str(out / "model"), *chosen, "--out", str(tmp_path / "heat")]) == 0
+    printed = capsys.readouterr().out
+    assert len(list((tmp_path / "heat").glob("*.png"))) == 2
+    assert printed.count("normal") + printed.count("anomalous") >= 2 and "limit" in printed
+    with Image.open(next((tmp_path / "heat").glob("*.png"))) as picture:
+        assert picture.size[0] > 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--data", "{root}", "--category", "flnge", "--detector", "patchcore"], "flange"),
+        (["run", "--data", "nowhere", "--category", "x", "--detector", "patchcore"], "nowhere"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--coreset", "2"], "coreset"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--backbone", "nope"], "nope"),
+        (["predict", "nowhere", "x.png"], "nowhere"),
+    ],
+)
+def test_bad_input_is_answered_by_one_sentence_and_status_1(arguments, sentence, root, capsys):
+    assert main([a.format(root=root) for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("rcp: ") and "Traceback" not in error
+
+
+def test_help_of_every_command_and_unknown_options():
+    for command in ([], ["run"], ["compare"], ["predict"], ["synthetic"], ["demo"], ["bench"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--data", "x", "--detector", "patchcore", "--epoch-count", "3"])
+    assert stop.value.code == 2
+
+
+def test_synthetic_on_the_command_line(tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr("rcp.cli.synthetic.write", lambda root, seed: asked.update(root=root, seed=seed) or root)
+    assert main(["synthetic", str(tmp_path / "d"), "--seed", "7"]) == 0
+    assert asked == {"root": str(tmp_path / "d"), "seed": 7} and "flange" in capsys.readouterr().out
+
+
+def test_the_installed_command_answers():
+    done = subprocess.run([sys.executable, "-m", "rcp", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"rcp {rcp.__version__}"
