@@ -44,7 +44,7 @@ def execute(name: str, out: Path) -> nbformat.NotebookNode:
     os.environ["RCP_PROGRESS"] = "0"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import rcp` does, for kernels that import torch first
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False, store_widget_state=False,
+        notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=40"], record_timing=False, store_widget_state=False,
         resources={"metadata": {"path": str(HERE)}},
     )  # fmt: skip
     client.execute()

@@ -17,6 +17,7 @@ import os
 # before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from rcp import coreset, loss, metrics, scoring, similarity, synthetic  # noqa: E402
 from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
 from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
 from rcp.evaluation import Result, evaluate  # noqa: E402
@@ -37,10 +38,16 @@ __all__ = [
     "Scores",
     "TrainSettings",
     "btad",
+    "coreset",
     "evaluate",
     "find",
     "folder",
     "load",
+    "loss",
+    "metrics",
     "mvtec",
+    "scoring",
+    "similarity",
+    "synthetic",
     "visa",
 ]

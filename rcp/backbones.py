@@ -194,6 +194,8 @@ def _indices(tag: str, levels: tuple[int, ...], strides: tuple[int, ...] | None)
     try:
         with torch.device("meta"):
             offered = timm.create_model(tag, pretrained=False, features_only=True).feature_info.reduction()
+            if len(set(offered)) < len(offered):  # timm offers a plain transformer's first blocks only, unless asked
+                offered = [module["reduction"] for module in timm.create_model(tag, pretrained=False).feature_info]
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"backbone: {tag} does not offer features_only in timm: {error}") from error
     plain = len(set(offered)) < len(offered)

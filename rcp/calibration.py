@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,17 +36,17 @@ class Calibration:
         """Return the summary of (n,) image scores and (n, H, W) patch scores."""
         flat = patch_scores.flatten().sort().values
         places = torch.linspace(0, len(flat) - 1, 1001, dtype=torch.float64).round().long()
-        return cls(image_scores, flat[places], (flat - flat.median()).abs().median())
+        return cls(image_scores, flat[places], torch.tensor(_mad(flat)))
 
     @property
     def image_median(self) -> float:
         """Median image score."""
-        return float(self.image_scores.median())
+        return float(np.median(self.image_scores))
 
     @property
     def image_mad(self) -> float:
         """Median absolute deviation of the image scores from their median."""
-        return float((self.image_scores - self.image_scores.median()).abs().median())
+        return _mad(self.image_scores)
 
     @property
     def patch_median(self) -> float:
@@ -76,6 +77,12 @@ class Calibration:
         return cls(
             tensors["normal_image_scores"], tensors["normal_patch_quantiles"], tensors["normal_patch_mad"].reshape(())
         )
+
+
+def _mad(values: Tensor) -> float:
+    """Median absolute deviation from the median (numpy's: torch takes the lower of two middle values)."""
+    values = values.numpy()
+    return float(np.median(np.abs(values - np.median(values))))
 
 
 def fold_of(n: int, folds: int, generator: torch.Generator) -> Tensor:

@@ -149,6 +149,8 @@ class _Greedy:
         self.norms = torch.empty(len(points), dtype=dtype, device=points.device)
         for at in range(0, len(points), 65536):
             self.norms[at : at + 65536] = (self.x[at : at + 65536] - self.origin).square().sum(1)
+        if not bool(torch.isfinite(self.norms).all()):
+            raise ValueError(f"rows are too large: their squares are not finite in {dtype}; scale them down")
         self.bounds = torch.full((len(points),), float("inf"), dtype=dtype, device=points.device)
         self.seen = torch.zeros(len(points), dtype=torch.int32, device=points.device)
         self._take([start])

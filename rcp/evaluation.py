@@ -21,7 +21,7 @@ import numpy as np
 
 from rcp import metrics, progress
 from rcp.data import Split
-from rcp.detectors.bank import BankDetector, Scores
+from rcp.detectors import BankDetector, Ensemble, Scores
 from rcp.features import PatchFeatures
 from rcp.images import read_mask
 from rcp.scoring import Threshold
@@ -76,7 +76,7 @@ class Result:
 
 
 def evaluate(
-    detector: BankDetector,
+    detector: BankDetector | Ensemble,
     test: Split,
     *,
     features: PatchFeatures | None = None,
@@ -89,7 +89,7 @@ def evaluate(
     Args:
         detector: fitted.
         test: a split with labels, and masks if pixel metrics are wanted.
-        features: the split's features, if they are at hand already.
+        features: the split's features, if they are at hand already (of all its images, in its order).
         protocol: "crop" or "original", see the module.
         false_alarm_rate: for the verdict.
         on_error: "raise", or "skip" to leave unreadable images out (listed in `scores.skipped`).
@@ -98,13 +98,15 @@ def evaluate(
         A `Result`.
 
     Raises:
-        ValueError: if the split is empty, or the protocol unknown.
+        ValueError: if the split is empty, the protocol unknown, or the features are those of other images.
         ImageError: for an image or mask that cannot be read.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if len(test) == 0:
         raise ValueError(f"the test split of {test.root} is empty: there is nothing to evaluate")
+    if features is not None and features.paths != test.paths:
+        raise ValueError(f"these features belong to other images than the test split of {test.root}")
     scores = detector.score(features if features is not None else test, on_error=on_error)
     samples = [test[i] for i in scores.indices]
     labels = np.array([sample.label for sample in samples])
@@ -145,11 +147,11 @@ def _unseen_share(scores: Scores) -> float:
     return 1 - seen / total
 
 
-def _verdict(detector: BankDetector, labels: np.ndarray, scores: Scores, rate: float) -> Verdict | None:
-    if detector.calibration is None:
-        return None
+def _verdict(detector: BankDetector | Ensemble, labels: np.ndarray, scores: Scores, rate: float) -> Verdict | None:
     try:
         limit = detector.threshold(rate)
+    except RuntimeError:  # fitted without calibration, as wished
+        return None
     except ValueError as error:  # too few normals for this rate: a result without a verdict, and a word about it
         warnings.warn(f"no verdict: {error}", stacklevel=3)
         return None

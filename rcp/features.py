@@ -23,7 +23,7 @@ from torch import Tensor
 from rcp import progress
 from rcp.backbones import load_backbone
 from rcp.data import Split
-from rcp.images import Geometry, stream
+from rcp.images import Geometry, ImageError, stream
 
 Images = Split | Sequence[str | Path]
 
@@ -59,11 +59,18 @@ class FeatureSettings:
     resize: int | tuple[int, int] | None = 256
     crop: int | tuple[int, int] | None = 224
     pretrained: bool = True
-    weights: str | None = None
+    weights: str | Path | None = None
     normalization: str = "imagenet"
     precision: str = "float32"
 
     def __post_init__(self):
+        for name in ("levels", "strides", "resize", "crop"):  # lists are what JSON makes of tuples
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.weights, Path):
+            object.__setattr__(self, "weights", str(self.weights))
+        if self.pooled_width < 1:
+            raise ValueError(f"pooled_width must be positive, got {self.pooled_width}")
         if self.patch_size < 1 or self.patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {self.patch_size}")
         if self.merge not in ("concat", "pool"):
@@ -310,7 +317,7 @@ class PatchExtractor:
             store.add(batch)
         if store.values is None:
             path, reason = store.skipped[0]
-            raise ValueError(f"none of the {len(paths)} images could be read; the first, {path}: {reason}")
+            raise ImageError(f"none of the {len(paths)} images could be read; the first, {path}: {reason}")
         values = store.values[: len(store.indices)]
         return PatchFeatures(
             values, paths, store.indices, store.sizes, store.skipped, self.settings, self.backbone.sha256

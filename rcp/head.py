@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from timm.optim import AdamP
@@ -72,6 +73,8 @@ class TrainSettings:
             raise ValueError("dimension and projection must be positive, batch_size at least 2, epochs not negative")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be positive or None, got {self.steps}")
+        if self.margin < 0:
+            raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum (γ) must lie in [0, 1), got {self.momentum}")
         if self.learning_rate <= 0 or self.weight_decay < 0:
@@ -103,6 +106,11 @@ class EpochRecord:
     learning_rate: float
     seconds: float
 
+    @classmethod
+    def of(cls, plain: dict) -> Self:
+        """Return the record that JSON made plain data of."""
+        return cls(**plain | {"delta_quantiles": tuple(plain["delta_quantiles"])})
+
 
 class Head(nn.Module):
     """f and g, linear without bias, and their exponential moving averages f̄ and ḡ."""
@@ -117,8 +125,10 @@ class Head(nn.Module):
             generator: draws the weights, on the CPU.
         """
         super().__init__()
-        self.f = nn.Linear(width, dimension, bias=False)  # a bias would move all rows alike: no distance would change
-        self.g = nn.Linear(dimension, projection, bias=False)
+        # No bias: it would move all rows alike and change no distance. skip_init: the weights are drawn below, from our
+        # own generator, and torch's global one stays where it was.
+        self.f = nn.utils.skip_init(nn.Linear, width, dimension, bias=False)
+        self.g = nn.utils.skip_init(nn.Linear, dimension, projection, bias=False)
         with torch.no_grad():
             for layer in (self.f, self.g):
                 bound = layer.in_features**-0.5
@@ -206,23 +216,25 @@ def train_head(
     parameters = [head.f.weight, head.g.weight]
     optimizer = AdamP(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     run = _Run(rows, settings, head, optimizer, generator, patches_per_image)
-    state = TrainingState(head, optimizer, generator, {"settings": asdict(settings), "seed": seed}, rows)
-    history = [EpochRecord(**record) for record in read_state(checkpoint, state)] if checkpoint else []
+    identity = {"settings": asdict(settings), "seed": seed, "patches_per_image": run.unit}
+    state = TrainingState(head, optimizer, generator, identity, rows)
+    history = [EpochRecord.of(record) for record in read_state(checkpoint, state)] if checkpoint else []
     if not history:
         _call(callbacks, EpochEnd(0, head, None))
     with progress.bar("training", settings.epochs * run.steps, "step") as shown:
         shown.update(len(history) * run.steps)
         while len(history) < settings.epochs:
-            kept = copy.deepcopy(head.state_dict())
+            done, kept = len(history), copy.deepcopy(head.state_dict())
             try:
-                history.append(run.epoch(len(history) + 1, shown))
+                history.append(run.epoch(done + 1, shown))
+                if checkpoint:
+                    write_state(checkpoint, state, [asdict(record) for record in history])
+                _call(callbacks, EpochEnd(len(history), head, history[-1]))
             except KeyboardInterrupt:
-                head.load_state_dict(kept)
+                if len(history) == done:  # in the middle of an epoch: back to its start
+                    head.load_state_dict(kept)
                 warnings.warn(f"training was interrupted: f is that of epoch {len(history)}", stacklevel=2)
                 break
-            if checkpoint:
-                write_state(checkpoint, state, [asdict(record) for record in history])
-            _call(callbacks, EpochEnd(len(history), head, history[-1]))
     return head.requires_grad_(False).eval(), history
 
 

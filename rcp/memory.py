@@ -77,7 +77,19 @@ class MemoryBank:
             indices = self._index.search(queries.cpu().contiguous().numpy(), k)[1]
             return torch.from_numpy(indices).to(queries.device)
         d2 = squared_distances(queries, self.rows)  # (Q, M)
-        return d2.argmin(1, keepdim=True) if k == 1 else d2.topk(k, largest=False).indices
+        if k == len(self):
+            return d2.topk(k, largest=False).indices
+        near = d2.topk(k + 1, largest=False)
+        # The product form rounds: where the next row is nearer than its error, these queries are looked at again in
+        # double precision (in tight clusters that lie far apart; hardly ever among patch features).
+        spread = (queries - queries.mean(0)).square().sum(1) + d2.amax(1)  # (Q,) >= the numbers that cancel
+        unsure = near.values[:, k] - near.values[:, k - 1] <= 16 * torch.finfo(torch.float32).eps * spread
+        indices = near.indices[:, :k].clone()
+        if bool(unsure.any()):
+            here = queries.device if queries.device.type != "mps" else "cpu"  # Apple's GPUs have no double precision
+            again = squared_distances(queries[unsure].to(here).double(), self.rows.to(here).double())
+            indices[unsure] = again.topk(k, largest=False).indices.to(indices.device)
+        return indices
 
     @cached_property
     def _index(self):
@@ -97,7 +109,10 @@ class MemoryBank:
             (M, b) int64, computed once for the largest b asked for.
         """
         if getattr(self, "_table", None) is None or self._table.shape[1] < b:
-            self._table = self.nearest(self.rows, b)[1]
+            table, own = self.nearest(self.rows, b)[1], torch.arange(len(self), device=self.rows.device)
+            missing = (table != own[:, None]).all(1)  # among more than b equal rows, a row may not find itself
+            table[missing, -1] = own[missing]
+            self._table = table
         return self._table[:, :b]
 
 

@@ -20,6 +20,8 @@ from rcp.files import read_json, read_tensors, write_json, write_tensors
 
 SCHEMA = 1
 NAME = "model.json"
+ENSEMBLE = "ensemble.json"
+PARTS = ("kind", "settings", "backbone", "fitted_on", "versions", "tensors")
 
 
 class VersionWarning(UserWarning):
@@ -87,10 +89,46 @@ def write_model(path: str | Path, file: ModelFile) -> Path:
         "versions": versions(),
         "tensors": {"file": tensors.name, "sha256": digest},
     })  # fmt: skip
-    for old in folder.glob("model-*.safetensors"):
-        if old != tensors:
-            old.unlink()
+    (folder / ENSEMBLE).unlink(missing_ok=True)
+    _remove_tensors(folder, keep=tensors)
     return folder
+
+
+def write_ensemble(path: str | Path, members: list[str]) -> Path:
+    """Write the list of an ensemble's members, which lie in subfolders, in place of any other detector there."""
+    folder = Path(path)
+    write_json(folder / ENSEMBLE, {"schema": SCHEMA, "members": members})
+    (folder / NAME).unlink(missing_ok=True)
+    _remove_tensors(folder)
+    return folder
+
+
+def read_ensemble(path: str | Path) -> list[Path]:
+    """Return the folders of an ensemble's members.
+
+    Raises:
+        ValueError: if the file is damaged or of another schema.
+    """
+    content = _read_own(Path(path), ENSEMBLE, ("members",))
+    return [Path(path) / name for name in content["members"]]
+
+
+def _remove_tensors(folder: Path, keep: Path | None = None) -> None:
+    for old in folder.glob("model-*.safetensors"):
+        if old != keep:
+            old.unlink()
+
+
+def _read_own(folder: Path, name: str, parts: tuple[str, ...]) -> dict[str, Any]:
+    content = read_json(folder / name)
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ValueError(f"{folder / name} is not a file that this project wrote")
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"{folder}: schema {content['schema']}, this version of rcp reads {SCHEMA}: fit again")
+    missing = [part for part in parts if part not in content]
+    if missing:
+        raise ValueError(f"{folder / name} is damaged: it has no {missing[0]!r}; fit again")
+    return content
 
 
 def read_model(path: str | Path, kind: str | None = None) -> ModelFile:
@@ -110,9 +148,7 @@ def read_model(path: str | Path, kind: str | None = None) -> ModelFile:
     folder = Path(path)
     if not (folder / NAME).is_file():
         raise FileNotFoundError(f"{folder} holds no saved detector: there is no {NAME} in it")
-    content = read_json(folder / NAME)
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{folder}: schema {content.get('schema')}, this version of rcp reads {SCHEMA}: fit again")
+    content = _read_own(folder, NAME, PARTS)
     if kind is not None and content["kind"] != kind:
         raise ValueError(f"{folder} holds a {content['kind']}, not a {kind}: load it with rcp.load")
     tensors, _ = read_tensors(folder / content["tensors"]["file"])

@@ -6,7 +6,6 @@ import os
 import sys
 
 from tqdm import tqdm
-from tqdm.notebook import tqdm as notebook_tqdm
 
 
 def bar(what: str, total: int, unit: str) -> tqdm:
@@ -24,5 +23,7 @@ def bar(what: str, total: int, unit: str) -> tqdm:
     notebook = "ipykernel" in sys.modules
     wish = os.environ.get("RCP_PROGRESS", "auto")
     shown = wish == "1" or (wish != "0" and (notebook or sys.stderr.isatty()))
-    kind = notebook_tqdm if notebook and shown else tqdm
+    kind = tqdm
+    if notebook and shown:
+        from tqdm.notebook import tqdm as kind  # here: it needs ipywidgets, which only notebooks have
     return kind(desc=what, total=total, unit=f" {unit}", disable=not shown, delay=1.0, leave=False, dynamic_ncols=True)

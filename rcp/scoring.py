@@ -63,9 +63,10 @@ def _weights(queries: Tensor, distance: Tensor, nearest: Tensor, bank: MemoryBan
     if len(bank) == 1:
         return torch.ones_like(distance)  # no second row to compare with: Eq. 10 does not apply
     around = bank.neighbourhoods(min(b, len(bank)))[nearest]  # (Q, b)
-    rows, norms = bank.rows, bank.rows.square().sum(1)
-    near = []
-    for part, places in zip(queries.float().split(2048), around.split(2048), strict=True):
+    origin = bank.rows[0]  # products are taken relative to a row: less cancellation
+    rows = bank.rows - origin
+    norms, near = rows.square().sum(1), []
+    for part, places in zip((queries.float() - origin).split(2048), around.split(2048), strict=True):
         products = torch.bmm(rows[places], part[:, :, None])[:, :, 0]  # (q, b)
         near.append((part.square().sum(1, keepdim=True) + norms[places] - 2 * products).clamp_min(0).sqrt())
     return 1 - torch.exp(distance - torch.logsumexp(torch.cat(near), 1)).clamp_max(1)
@@ -184,7 +185,7 @@ def threshold(normal_scores: Tensor, false_alarm_rate: float = 0.05) -> Threshol
     if not 0 < false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate}")
     n = len(normal_scores)
-    rank = int(np.ceil((n + 1) * (1 - false_alarm_rate) - 1e-9))
+    rank = max(1, int(np.ceil((n + 1) * (1 - false_alarm_rate) - 1e-9)))
     if n == 0 or rank > n:
         raise ValueError(
             f"{n} held-out normal images cannot support a false-alarm rate of {false_alarm_rate}: it takes at least "

@@ -101,7 +101,7 @@ def similarities(
     """
     z = _checked(z)
     d2 = squared_distances(F.normalize(z, dim=1) if normalize else z)  # (N, N)
-    if relative_sigma:
+    if relative_sigma and sigma > 0:
         sigma = sigma * float(d2.mean()) or 1.0  # all rows equal: every distance is 0, any bandwidth gives 1
     return _pairwise(d2, sigma), _contextual(d2, k)
 

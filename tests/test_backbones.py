@@ -361,7 +361,6 @@ def test_a_plain_transformer_gives_its_first_levels_at_one_stride():
     torch.testing.assert_close(found, manual, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the first 3 feature maps of a plain transformer can be asked for")
 def test_a_plain_transformers_deeper_levels_can_be_asked_for():
     model = timm.create_model("test_vit", pretrained=False)
     depth = len(model.blocks)

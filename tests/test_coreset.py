@@ -354,7 +354,6 @@ def test_infinities_of_both_signs_are_refused():
         greedy_coreset(rows, size=3, start=0, projection=None)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: squares overflow in float32, and rows are picked twice")
 def test_rows_whose_squares_overflow_are_refused():
     with pytest.raises(ValueError, match="finite|large"):
         greedy_coreset(gaussian(20, 4, dtype=torch.float32) * 1e20, size=5, start=0)

@@ -134,7 +134,6 @@ def test_features_at_hand_give_the_same_result(detector, category):
     assert one.metrics == other.metrics and one.verdict == other.verdict
 
 
-@pytest.mark.xfail(strict=True, reason="bug: features of other images are scored against this split's labels")
 def test_features_of_other_images_are_refused(detector, category, photos):
     features = detector.extractor.extract(photos)  # seven, as the test split has
     with pytest.raises(ValueError, match="features"):

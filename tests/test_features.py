@@ -298,7 +298,6 @@ def test_settings_that_cannot_be_are_refused_at_once(bad):
         FeatureSettings(**bad)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: pooled_width is not checked, torch fails later")
 def test_a_pooled_width_of_zero_is_refused_at_once():
     with pytest.raises(ValueError, match="pooled_width"):
         FeatureSettings(merge="pool", pooled_width=0)

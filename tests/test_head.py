@@ -301,7 +301,6 @@ def test_training_is_reproducible_per_seed_and_seeds_differ():
     assert not torch.allclose(a.f.weight, c.f.weight)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: nn.Linear draws its default weights from the global generator")
 def test_making_a_head_touches_no_global_random_state():
     before = torch.get_rng_state()
     Head(7, 5, 4, generator=seeded())
@@ -471,7 +470,6 @@ def test_an_interrupt_in_the_middle_of_an_epoch_keeps_the_last_full_one_with_a_w
     assert not any(p.requires_grad for p in head.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the steps are guarded, not the callbacks and the writing behind them")
 def test_an_interrupt_in_a_callback_keeps_the_last_full_epoch_with_a_warning():
     recorder = Recorder()
     try:
@@ -512,9 +510,10 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one_bit_by_bit(tmp_pat
 def test_an_interrupted_run_goes_on_from_its_checkpoint_bit_by_bit(tmp_path, monkeypatch):
     path = tmp_path / "training.safetensors"
     whole, _ = train_head(ROWS, SMALL, seed=4)
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="epoch 2"):
+    with monkeypatch.context() as patch:
         fail_at_step(patch, 13, KeyboardInterrupt)
-        train_head(ROWS, SMALL, seed=4, checkpoint=path)
+        with pytest.warns(UserWarning, match="epoch 2"):
+            train_head(ROWS, SMALL, seed=4, checkpoint=path)
     resumed, history = train_head(ROWS, SMALL, seed=4, checkpoint=path)
     assert same(weights(whole), weights(resumed)) and len(history) == 4
 
@@ -563,7 +562,6 @@ def test_a_checkpoint_of_another_seed_or_other_rows_is_refused(tmp_path, rows, s
     assert path.read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="bug: patches_per_image is not in the checkpoint's identity")
 def test_a_checkpoint_of_another_number_of_patches_per_image_is_refused(tmp_path):
     path, options = tmp_path / "training.safetensors", replace(SMALL, batch="images")
     with pytest.raises(Killed):
@@ -572,7 +570,6 @@ def test_a_checkpoint_of_another_number_of_patches_per_image_is_refused(tmp_path
         train_head(ROWS, options, seed=4, checkpoint=path, patches_per_image=10)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: JSON makes the quantiles a list")
 def test_records_read_from_a_checkpoint_equal_the_records_written(tmp_path):
     path = tmp_path / "training.safetensors"
     _, written = train_head(ROWS, SMALL, seed=4, checkpoint=path)
@@ -731,7 +728,6 @@ def test_settings_of_the_equations_out_of_range_are_refused_in_training(wrong):
         train_head(ROWS, replace(SMALL, **wrong), seed=0)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: training goes past the check of the margin")
 def test_a_negative_margin_is_refused():
     with pytest.raises(ValueError, match="margin"):
         train_head(ROWS, replace(SMALL, margin=-1.0), seed=0)

@@ -88,10 +88,7 @@ def test_near_ties_are_sorted_by_their_exact_distances(search):
     torch.testing.assert_close(distances[0].double(), exact[places[0]], atol=1e-6, rtol=1e-4)
 
 
-CLUSTER_BUG = pytest.mark.xfail(strict=True, reason="bug: in tight clusters far apart the nearest row is not found")
-
-
-@pytest.mark.parametrize("search", [pytest.param("torch", marks=CLUSTER_BUG), "faiss"])
+@pytest.mark.parametrize("search", ["torch", "faiss"])
 def test_a_row_of_a_tight_cluster_finds_itself(search):
     centres = 10 * draw(20, 64)
     rows = (centres[:, None] + 1e-3 * draw(20, 50, 64, seed=1)).flatten(0, 1)
@@ -164,7 +161,6 @@ def test_neighbourhoods_of_any_width_agree_in_any_order_of_asking():
     assert torch.equal(few, many[:, :3]) and torch.equal(fewer, many[:, :2])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: among more than b equal rows, a row can miss itself")
 def test_a_row_with_many_twins_is_in_its_own_neighbourhood():
     table = MemoryBank(torch.ones(20, 4)).neighbourhoods(3)
     assert bool((table == torch.arange(20)[:, None]).any(1).all())

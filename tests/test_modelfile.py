@@ -163,7 +163,6 @@ def test_a_save_that_breaks_off_leaves_the_older_model_whole(broken, fitted, tin
     assert torch.equal(loaded.score(photos).image_scores, fitted.score(photos).image_scores)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: ensemble.json stays, and load looks for it first")
 def test_a_detector_saved_over_an_ensemble_replaces_it(fitted, tiny, photos, tmp_path):
     Ensemble([MAKERS["concat"](tiny)]).fit(photos).save(tmp_path)
     fitted.save(tmp_path)
@@ -231,7 +230,6 @@ def test_a_damaged_json_is_named(saved, content):
         rcp.load(saved)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: JSON that is whole but not ours ends in KeyError or AttributeError")
 @pytest.mark.parametrize("content", ['{"schema": 1}', "[]", "3"])
 def test_a_json_that_is_not_ours_is_refused(saved, content):
     (saved / "model.json").write_text(content)

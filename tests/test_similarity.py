@@ -368,7 +368,6 @@ def test_a_sigma_that_is_not_positive_is_refused(sigma):
             refuse(gaussian(8, 3))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: `sigma * mean or 1.0` turns sigma = 0 into 1")
 def test_a_relative_sigma_of_zero_is_refused():
     with pytest.raises(ValueError, match="sigma"):
         pseudo_labels(gaussian(8, 3), sigma=0.0, relative_sigma=True)

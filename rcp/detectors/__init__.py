@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rcp.detectors.bank import BankDetector, BankSettings, Scores
-from rcp.detectors.ensemble import NAME as ENSEMBLE_FILE
 from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.reconpatch import ReConPatch
-from rcp.modelfile import read_model
+from rcp.modelfile import ENSEMBLE, read_model
 
 KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch)}
 
@@ -28,7 +27,7 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     Raises:
         FileNotFoundError, ValueError, WeightsError: as the detectors' own `load`.
     """
-    if (Path(path) / ENSEMBLE_FILE).is_file():
+    if (Path(path) / ENSEMBLE).is_file():
         return Ensemble.load(path, device=device)
     kind = read_model(path).kind
     if kind not in KINDS:

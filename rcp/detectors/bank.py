@@ -18,9 +18,9 @@ from rcp.calibration import Calibration, fold_of
 from rcp.coreset import Coreset, greedy_coreset, projection_matrix
 from rcp.features import FeatureSettings, Images, PatchExtractor, PatchFeatures, paths_of
 from rcp.images import Geometry
-from rcp.memory import MemoryBank
+from rcp.memory import SEARCHES, MemoryBank
 from rcp.modelfile import ModelFile, read_model, write_model
-from rcp.scoring import Threshold, pixel_maps, score_images, threshold
+from rcp.scoring import REWEIGHTS, Threshold, pixel_maps, score_images, threshold
 from rcp.timing import Stopwatch
 
 CHUNK = 65536  # rows that are embedded at a time
@@ -48,6 +48,12 @@ class BankSettings:
     folds: int = 5
 
     def __post_init__(self):
+        if self.search not in SEARCHES:
+            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
+        if self.neighbours < 2:
+            raise ValueError(f"neighbours (b of Eq. 10) must be at least 2, got {self.neighbours}")
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"projection must be positive or None, got {self.projection}")
         if not 0 < self.coreset <= 1:
             raise ValueError(f"coreset must lie in (0, 1], got {self.coreset}; 0.01 keeps 1 %")
         if self.folds == 1 or self.folds < 0:
@@ -115,6 +121,8 @@ class BankDetector:
         seed: int,
         device: str,
     ):
+        if reweight not in REWEIGHTS:
+            raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}, got {reweight!r}")
         self.features, self.bank = features, bank
         self.reweight, self.squared, self.seed = reweight, squared, seed
         self.device = device
@@ -272,7 +280,7 @@ class BankDetector:
             WeightsError: if the backbone's weights cannot be had.
         """
         file = read_model(path, kind=cls.kind)
-        features = FeatureSettings(**_tuples(file.settings["features"]))
+        features = FeatureSettings(**file.settings["features"])
         if weights is not None:
             features = replace(features, weights=weights)
         detector = cls._from_settings(file.settings, features, BankSettings(**file.settings["bank"]), device)
@@ -332,6 +340,8 @@ class BankDetector:
     def _own(self, features: PatchFeatures) -> PatchFeatures:
         if features.settings != self.features:
             raise ValueError(f"these features were made with {features.settings}, this detector needs {self.features}")
+        if features.weights_sha256 != self.extractor.backbone.sha256:
+            raise ValueError("these features were made with other weights of the backbone than this detector has")
         return features
 
     def _points(self, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -389,8 +399,3 @@ class BankDetector:
         if self.memory is None:
             raise RuntimeError(f"this {type(self).__name__} has no memory yet: call fit(images) or load(folder) first")
         return self.memory
-
-
-def _tuples(settings: dict) -> dict:
-    """JSON has lists where our frozen settings have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

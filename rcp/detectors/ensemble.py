@@ -17,12 +17,9 @@ import torch
 
 from rcp.detectors.bank import BankDetector, Scores
 from rcp.features import Images
-from rcp.files import read_json, write_json
+from rcp.modelfile import read_ensemble, write_ensemble
 from rcp.scoring import Threshold, modified_z_score, threshold
 from rcp.timing import Stopwatch
-
-SCHEMA = 1
-NAME = "ensemble.json"
 
 
 class Ensemble:
@@ -95,16 +92,11 @@ class Ensemble:
         names = [f"member-{i}-{member.kind}" for i, member in enumerate(self.members)]
         for name, member in zip(names, self.members, strict=True):
             member.save(folder / name)
-        write_json(folder / NAME, {"schema": SCHEMA, "members": names})
-        return folder
+        return write_ensemble(folder, names)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
         """Return the ensemble that `save` wrote."""
         from rcp.detectors import load  # the package lists the kinds, this one among them
 
-        folder = Path(path)
-        content = read_json(folder / NAME)
-        if content.get("schema") != SCHEMA:
-            raise ValueError(f"{folder}: schema {content.get('schema')}, this version of rcp reads {SCHEMA}")
-        return cls([load(folder / name, device=device) for name in content["members"]])
+        return cls([load(folder, device=device) for folder in read_ensemble(path)])

@@ -117,10 +117,7 @@ class ReConPatch(BankDetector):
     def _restore(self, file: ModelFile) -> None:
         file.check_shape("f", (self.training.dimension, self.extractor.width))
         self.weight = file.tensors["f"].to(self.extractor.device)
-        self.history = [
-            EpochRecord(**record | {"delta_quantiles": tuple(record["delta_quantiles"])})
-            for record in file.settings["history"]
-        ]
+        self.history = [EpochRecord.of(record) for record in file.settings["history"]]
 
     @classmethod
     def _from_settings(cls, settings: dict, features: FeatureSettings, bank: BankSettings, device: str) -> Self:
