@@ -66,6 +66,7 @@ def read_state(path: str | Path, state: TrainingState) -> list[dict[str, Any]]:
     if not Path(path).exists():
         return []
     tensors, header = read_tensors(path)
+    header = header if isinstance(header, dict) else {}
     if header.get("schema") != SCHEMA or header.get("fingerprint") != state.fingerprint():
         raise ValueError(
             f"the checkpoint {path} belongs to a training with other settings, seed or features: "

@@ -48,7 +48,7 @@ def coreset_size(n: int, ratio: float) -> int:
     """Return how many of n rows a coreset of this ratio has: rounded down, at least 1."""
     if not 0 < ratio <= 1:
         raise ValueError(f"the coreset ratio must lie in (0, 1], got {ratio}; 0.01 keeps 1 % of the rows")
-    return max(1, int(n * ratio))
+    return max(1, int(n * ratio + 1e-9))  # 100 × 0.29 is 28.999… in floating point
 
 
 def projection_matrix(width: int, dimension: int, generator: torch.Generator, dtype=torch.float32) -> Tensor:
@@ -96,6 +96,8 @@ def greedy_coreset(
     start: int | None = None,
 ) -> Coreset:
     """Return the exact greedy k-center coreset of the rows: the picks of the plain loop, ties to the lowest index.
+
+    (Which of several exact copies of a row is picked can differ from the plain loop, as products round; the points do not.)
 
     Args:
         rows: (N, D) floating point; not changed. Distances are computed in its dtype, half precisions in float32.

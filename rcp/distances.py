@@ -55,6 +55,6 @@ def distances(a: Tensor, b: Tensor | None = None) -> Tensor:
         b: (M, D), or None for `a` itself.
 
     Returns:
-        (N, M); its gradient is 0 where two rows coincide.
+        (N, M); where the distance is 0 its gradient is 0, too.
     """
     return root(squared_distances(a, b))

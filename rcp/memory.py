@@ -72,11 +72,38 @@ class MemoryBank:
         order = exact.argsort(dim=1, stable=True)  # the search may swap near ties
         return exact.gather(1, order), indices.gather(1, order)
 
-    def _find(self, queries: Tensor, k: int) -> Tensor:
+    def around(self, queries: Tensor, b: int) -> tuple[Tensor, Tensor]:
+        """Return the distance to the nearest row r*, and to the rows of its neighbourhood N_b(r*): what Eq. 10 needs.
+
+        Args:
+            queries: (Q, D) floating point, taken in chunks.
+            b: size of the neighbourhood, r* included, 1 <= b <= M.
+
+        Returns:
+            (Q,) and (Q, b) float32 L2 distances (rooted).
+
+        Source: ReConPatch, Eq. 10.
+        """
+        table, width = self.neighbourhoods(b), max(len(self), b * self.rows.shape[1])
+        parts = [self._around(part, table) for part in queries.float().split(max(1, BLOCK // width))]
+        return torch.cat([d for d, _ in parts]), torch.cat([n for _, n in parts])
+
+    def _around(self, queries: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        d2 = squared_distances(queries, self.rows) if self.search == "torch" else None  # (Q, M)
+        nearest = self._find(queries, 1, d2)[:, 0]
+        distance = (queries - self.rows[nearest]).square().sum(1).sqrt()
+        places = table[nearest]  # (Q, b)
+        if d2 is not None:
+            return distance, d2.gather(1, places).sqrt()
+        return distance, (queries[:, None] - self.rows[places]).square().sum(2).sqrt()
+
+    def _find(self, queries: Tensor, k: int, d2: Tensor | None = None) -> Tensor:
+        """(Q, k) positions; `d2` are the torch search's squared distances, where they are at hand."""
         if self.search == "faiss":
             indices = self._index.search(queries.cpu().contiguous().numpy(), k)[1]
             return torch.from_numpy(indices).to(queries.device)
-        d2 = squared_distances(queries, self.rows)  # (Q, M)
+        if d2 is None:
+            d2 = squared_distances(queries, self.rows)  # (Q, M)
         if k == len(self):
             return d2.topk(k, largest=False).indices
         near = d2.topk(k + 1, largest=False)

@@ -44,32 +44,42 @@ def score_images(
         raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}, got {reweight!r}")
     n, h, w, _ = features.shape
     queries = features.flatten(0, 2)  # (n·H·W, D)
-    distance, nearest = (t[:, 0] for t in bank.nearest(queries))
+    if reweight == "patch":
+        distance, around = bank.around(queries, _bounded(neighbours, bank))
+    else:
+        distance = bank.nearest(queries)[0][:, 0]
     score = distance.square() if squared else distance  # Eq. 9
     if reweight == "patch":
-        score = score * _weights(queries, distance, nearest, bank, neighbours)
+        score = score * reweighting(distance, around)
     grids = score.view(n, h, w)
     images = image_scores(grids)
     if reweight == "image":
         worst = grids.flatten(1).argmax(1) + torch.arange(n, device=grids.device) * h * w  # (n,) positions among queries
-        images = images * _weights(queries[worst], distance[worst], nearest[worst], bank, neighbours)
+        images = images * reweighting(*bank.around(queries[worst], _bounded(neighbours, bank)))
     return images, grids
 
 
-def _weights(queries: Tensor, distance: Tensor, nearest: Tensor, bank: MemoryBank, b: int) -> Tensor:
-    """1 - exp(d*) / Σ exp(d_r'), r' among the b rows nearest to r*; in logarithms, as exp of a distance overflows."""
+def reweighting(distance: Tensor, around: Tensor) -> Tensor:
+    """Return the factor of Eq. 10: 1 - exp(d*) / Σ exp(d'), in logarithms, as exp of a distance overflows.
+
+    Args:
+        distance: (Q,) L2 distances d* to the nearest row r*.
+        around: (Q, b) L2 distances d' to the rows of N_b(r*), r* among them.
+
+    Returns:
+        (Q,) in [0, 1); 1 where b is 1, as a memory of one row has nothing to compare with.
+
+    Source: ReConPatch, Eq. 10.
+    """
+    if around.shape[1] == 1:
+        return torch.ones_like(distance)
+    return 1 - torch.exp(distance - torch.logsumexp(around, 1)).clamp_max(1)
+
+
+def _bounded(b: int, bank: MemoryBank) -> int:
     if b < 2:
         raise ValueError(f"neighbours (b of Eq. 10) must be at least 2, got {b}: with r* alone every score would be 0")
-    if len(bank) == 1:
-        return torch.ones_like(distance)  # no second row to compare with: Eq. 10 does not apply
-    around = bank.neighbourhoods(min(b, len(bank)))[nearest]  # (Q, b)
-    origin = bank.rows[0]  # products are taken relative to a row: less cancellation
-    rows = bank.rows - origin
-    norms, near = rows.square().sum(1), []
-    for part, places in zip((queries.float() - origin).split(2048), around.split(2048), strict=True):
-        products = torch.bmm(rows[places], part[:, :, None])[:, :, 0]  # (q, b)
-        near.append((part.square().sum(1, keepdim=True) + norms[places] - 2 * products).clamp_min(0).sqrt())
-    return 1 - torch.exp(distance - torch.logsumexp(torch.cat(near), 1)).clamp_max(1)
+    return min(b, len(bank))
 
 
 def image_scores(grids: Tensor) -> Tensor:
