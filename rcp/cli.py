@@ -15,7 +15,6 @@ from rcp.comparison import as_csv, caption, compare, markdown
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import METRICS, PROTOCOLS
 from rcp.files import write_atomically, write_json
-from rcp.images import ImageError
 from rcp.memory import SEARCHES
 from rcp.run import run
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, WeightsError) as error:
+    except (ValueError, OSError, WeightsError) as error:
         print(f"rcp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -366,7 +365,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _unique_names(paths: Sequence[Path]) -> list[str]:
     """File stems, with the folder in front where two images share one."""
     stems = [path.stem for path in paths]
-    return [s if stems.count(s) == 1 else f"{p.parent.name}-{p.name}".replace(".", "-") for s, p in zip(stems, paths)]
+    return [s if stems.count(s) == 1 else f"{p.parent.name}-{p.name}".replace(".", "-") for s, p in zip(stems, paths, strict=True)]
 
 
 def _synthetic(options: argparse.Namespace) -> None:

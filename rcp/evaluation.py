@@ -21,10 +21,10 @@ import numpy as np
 
 from rcp import metrics, progress
 from rcp.data import Split
-from rcp.detectors import BankDetector, Ensemble, Scores
+from rcp.detectors import BankDetector, Ensemble
 from rcp.features import PatchFeatures
 from rcp.images import read_mask
-from rcp.scoring import Threshold
+from rcp.scoring import Scores, Threshold
 
 PROTOCOLS = ("crop", "original")
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")

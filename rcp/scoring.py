@@ -8,8 +8,10 @@ Taught in notebooks 05 and 06. Source: ReConPatch, Eqs 9-10; Roth et al., PatchC
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import beta
 from torch import Tensor
 
+from rcp.images import Geometry
 from rcp.memory import MemoryBank
 
 REWEIGHTS = ("off", "image", "patch")
@@ -133,6 +136,50 @@ def _side(n: int, length: int, start: float, stop: float, sigma: float) -> Tenso
     if sigma > 0:
         matrix = gaussian_filter1d(matrix, sigma, axis=0, mode="reflect", truncate=4.0)
     return torch.from_numpy(matrix).float()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set of images; `image_scores, maps = scores` unpacks the two that matter most.
+
+    Attributes:
+        image_scores: (n,) float32.
+        patch_scores: (n, H, W) float32, one a patch, neither resized nor smoothed.
+        indices: positions of the n images in what was asked for.
+        sizes: per image (height, width) of the file in pixels.
+        skipped: (path, reason) of unreadable images, with on_error="skip".
+        geometry: the resize and crop that the network saw.
+        smoothing: sigma of the maps' Gaussian, in pixels of the map.
+    """
+
+    image_scores: Tensor
+    patch_scores: Tensor
+    indices: list[int]
+    sizes: list[tuple[int, int]]
+    skipped: list[tuple[Path, str]]
+    geometry: Geometry
+    smoothing: float
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.image_scores, self.maps))
+
+    def __len__(self) -> int:
+        return len(self.image_scores)
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """(n, h, w) float32: the patch scores at the size of the crop, smoothed."""
+        return pixel_maps(self.patch_scores, self.geometry.output_size(*self.sizes[0]), self.smoothing)
+
+    def original_map(self, position: int) -> Tensor:
+        """Return one map at the size of the image file, (height, width); what lies outside the crop takes the edge's score.
+
+        Args:
+            position: of the image among the n.
+        """
+        size = self.sizes[position]
+        grid = self.patch_scores[position : position + 1]
+        return pixel_maps(grid, size, self.smoothing, self.geometry.crop_box(*size))[0]
 
 
 def modified_z_score(scores: Tensor, median: float, mad: float) -> Tensor:

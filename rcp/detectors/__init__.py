@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcp.detectors.bank import BankDetector, BankSettings, Scores
+from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.reconpatch import ReConPatch
 from rcp.modelfile import ENSEMBLE, read_model
+from rcp.scoring import Scores
 
 KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch)}
 

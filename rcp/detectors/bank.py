@@ -17,10 +17,9 @@ from torch import Tensor
 from rcp.calibration import Calibration, fold_of
 from rcp.coreset import Coreset, greedy_coreset, projection_matrix
 from rcp.features import FeatureSettings, Images, PatchExtractor, PatchFeatures, paths_of
-from rcp.images import Geometry
 from rcp.memory import SEARCHES, MemoryBank
 from rcp.modelfile import ModelFile, read_model, write_model
-from rcp.scoring import REWEIGHTS, Threshold, pixel_maps, score_images, threshold
+from rcp.scoring import REWEIGHTS, Scores, Threshold, score_images, threshold
 from rcp.timing import Stopwatch
 
 CHUNK = 65536  # rows that are embedded at a time
@@ -60,50 +59,6 @@ class BankSettings:
             raise ValueError(f"folds must be 0 or at least 2, got {self.folds}")
         if self.smoothing < 0:
             raise ValueError(f"smoothing must not be negative, got {self.smoothing}")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a set of images; `image_scores, maps = scores` unpacks the two that matter most.
-
-    Attributes:
-        image_scores: (n,) float32.
-        patch_scores: (n, H, W) float32, one a patch, neither resized nor smoothed.
-        indices: positions of the n images in what was asked for.
-        sizes: per image (height, width) of the file in pixels.
-        skipped: (path, reason) of unreadable images, with on_error="skip".
-        geometry: the resize and crop that the network saw.
-        smoothing: sigma of the maps' Gaussian, in pixels of the map.
-    """
-
-    image_scores: Tensor
-    patch_scores: Tensor
-    indices: list[int]
-    sizes: list[tuple[int, int]]
-    skipped: list[tuple[Path, str]]
-    geometry: Geometry
-    smoothing: float
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.image_scores, self.maps))
-
-    def __len__(self) -> int:
-        return len(self.image_scores)
-
-    @cached_property
-    def maps(self) -> Tensor:
-        """(n, h, w) float32: the patch scores at the size of the crop, smoothed."""
-        return pixel_maps(self.patch_scores, self.geometry.output_size(*self.sizes[0]), self.smoothing)
-
-    def original_map(self, position: int) -> Tensor:
-        """Return one map at the size of the image file, (height, width); what lies outside the crop takes the edge's score.
-
-        Args:
-            position: of the image among the n.
-        """
-        size = self.sizes[position]
-        grid = self.patch_scores[position : position + 1]
-        return pixel_maps(grid, size, self.smoothing, self.geometry.crop_box(*size))[0]
 
 
 class BankDetector:

@@ -15,10 +15,10 @@ from typing import Self
 
 import torch
 
-from rcp.detectors.bank import BankDetector, Scores
+from rcp.detectors.bank import BankDetector
 from rcp.features import Images
 from rcp.modelfile import read_ensemble, write_ensemble
-from rcp.scoring import Threshold, modified_z_score, threshold
+from rcp.scoring import Scores, Threshold, modified_z_score, threshold
 from rcp.timing import Stopwatch
 
 
