@@ -32,7 +32,7 @@ class Row:
     metrics: dict[str, float]
 
 
-def detectors(
+def contenders(
     features: FeatureSettings, training: TrainSettings, seed: int, device: str = "auto"
 ) -> dict[str, BankDetector]:
     """Return the three detectors that are always compared, not fitted, all with one seed.
@@ -74,13 +74,19 @@ def compare(
     Returns:
         One `Row` per category, seed and detector.
     """
+    for category in categories:
+        if len(category.test) == 0:
+            raise ValueError(f"{category.name} has no test images in {category.root}: nothing can be compared")
     extractor, rows = PatchExtractor(features, device=device), []
     for category in categories:
         train, test = extractor.extract(category.train), extractor.extract(category.test)
         for seed in seeds:
-            for name, detector in detectors(features, training, seed, device).items():
+            for name, detector in contenders(features, training, seed, device).items():
                 detector.extractor = extractor  # one backbone for all
-                result = evaluate(detector.fit(train), category.test, features=test, protocol=protocol)
+                detector.fit(train)
+                if isinstance(detector, ReConPatch) and len(detector.history) < detector.training.epochs:
+                    raise KeyboardInterrupt  # the table must not claim epochs that were not run
+                result = evaluate(detector, category.test, features=test, protocol=protocol)
                 rows.append(Row(category.name, name, seed, result.metrics))
                 if say:
                     say(f"{category.name}  seed {seed}  {name}: {result}")
@@ -123,7 +129,7 @@ def markdown(rows: Sequence[Row], caption: str, metrics: Sequence[str] = tuple(S
     cells_of = tables[metrics[0]]
     order = list(dict.fromkeys(category for category, _ in cells_of))  # the detectors of a category side by side
     for category, detector in sorted(cells_of, key=lambda cell: order.index(cell[0])):
-        cells = (f"{100 * mean:.2f} ± {100 * std:.2f}" for mean, std in (tables[m][category, detector] for m in metrics))
+        cells = (_cell(*tables[metric][category, detector]) for metric in metrics)
         lines.append(f"| {category} | {detector} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -146,6 +152,10 @@ def caption(dataset: str, features: FeatureSettings, training: TrainSettings, se
         f"crop {features.crop}, protocol {protocol}, coreset {100 * BankSettings().coreset:g} %; ReConPatch after "
         f"{training.epochs} epochs{steps}; mean ± standard deviation over seeds {', '.join(map(str, seeds))}, in %."
     )
+
+
+def _cell(mean: float, std: float) -> str:
+    return "–" if mean != mean else f"{100 * mean:.2f} ± {100 * std:.2f}"
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ class Estimate:
         images, rows, width: training images, patches, numbers a patch.
         feature_bytes: of all training features, float32; the largest thing held.
         memory_rows, memory_bytes: of the coreset.
+        held_bytes: features and their projection, which fitting holds together; networks and libraries come on top.
         seconds: by stage: features, training, coreset, calibration, scoring.
     """
 
@@ -40,13 +41,15 @@ class Estimate:
     feature_bytes: int
     memory_rows: int
     memory_bytes: int
+    held_bytes: int
     seconds: dict[str, float]
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items() if seconds >= 0.5)
         return (
             f"{self.images} images → {self.rows:,} patches × {self.width} = {size(self.feature_bytes)}; memory of "
-            f"{self.memory_rows:,} rows = {size(self.memory_bytes)}; about {sum(self.seconds.values()):.0f} s ({stages})"
+            f"{self.memory_rows:,} rows = {size(self.memory_bytes)}; about {sum(self.seconds.values()):.0f} s"
+            + (f" ({stages})" if stages else "")
         )
 
     def record(self) -> dict:
@@ -56,7 +59,10 @@ class Estimate:
 
 def size(count: int) -> str:
     """Return a number of bytes as people read it: 249 MB, 1.0 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def estimate(detector: BankDetector, train: Split, test: Split | None = None) -> Estimate:
@@ -85,9 +91,9 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
         "calibration": folds and folds * (1 - 1 / folds) ** 2 * picking + n * searching,
         "scoring": len(test) * (per_image + searching) if test is not None else 0.0,
     }
-    return Estimate(
-        n, rows, extractor.width, 4 * rows * extractor.width, kept, 4 * kept * detector.output_width, seconds
-    )
+    features, memory = 4 * rows * extractor.width, 4 * kept * detector.output_width
+    points = 4 * rows * min(detector.bank.projection or detector.output_width, detector.output_width)
+    return Estimate(n, rows, extractor.width, features, kept, memory, features + points, seconds)
 
 
 def _image_seconds(extractor: PatchExtractor, train: Split) -> tuple[float, tuple[int, int]]:
@@ -126,4 +132,6 @@ def _training_seconds(detector: BankDetector, rows: int) -> float:
     noise = torch.randn(PROBE * batch, detector.extractor.width, generator=torch.Generator().manual_seed(0))
     probe = replace(settings, epochs=2, steps=PROBE, batch="patches")
     _, history = train_head(noise, probe, seed=0, device=detector.extractor.device)
+    if len(history) < 2:
+        raise KeyboardInterrupt  # the training that was interrupted was only the probe
     return settings.epochs * steps * history[1].seconds / PROBE

@@ -144,7 +144,11 @@ def paths_of(images: Images) -> list[Path]:
 def choose_device(wish: str = "auto") -> torch.device:
     """Return the device to compute on: CUDA, else Apple's MPS, else the CPU; or the one wished for."""
     if wish != "auto":
-        return torch.device(wish)
+        try:
+            return torch.empty(0, device=wish).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {wish!r} cannot be used here: {reason}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -46,7 +46,7 @@ class TrainSettings:
         learning_rate, weight_decay: of AdamP; the rate falls to 0 along a cosine, step by step.
         momentum: γ of Eq. 8 (ours).
         k, margin, alpha, sigma: of Eqs 2, 7, 6 and 1 (second-hand: the defaults of the method's ancestor).
-        normalize: z̄ is brought to length 1 before Eq. 1 (ours).
+        normalize: z̄ is brought to length 1 before Eqs 1-5 (ours).
         relative_sigma: sigma counts in mean squared distances; None: exactly if z̄ is not normalised (ours).
     """
 
@@ -79,6 +79,10 @@ class TrainSettings:
             raise ValueError(f"momentum (γ) must lie in [0, 1), got {self.momentum}")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError("learning_rate must be positive, weight_decay not negative")
+
+
+PAPER_SINGLE = TrainSettings(epochs=120)  # the paper's single models
+PAPER_ENSEMBLE = TrainSettings(dimension=384, epochs=60, learning_rate=1e-6)  # each member of its ensembles
 
 
 @dataclass(frozen=True)

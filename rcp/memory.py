@@ -1,7 +1,7 @@
 """The memory: rows of normal patches that answer "which of you is nearest?".
 
-Two exact backends stand behind one function. Both only *find* the neighbours; the distances are then computed from the
-rows themselves, in one place, as rooted L2. So the backends agree to rounding, and no squared distance slips through.
+Two exact backends stand behind one function. Both only *find* the neighbours; the distance to them is then computed from
+the rows themselves, in one place, as rooted L2. So the backends agree to rounding, and no squared distance slips through.
 
 Taught in notebook 05. Source: Roth et al., PatchCore (arXiv 2106.08265), section 3.3; ReConPatch, Eq. 9.
 """

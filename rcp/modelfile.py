@@ -7,6 +7,7 @@ a kill in between leaves the old one whole. The backbone's weights are not copie
 from __future__ import annotations
 
 import platform
+import re
 import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -115,7 +116,7 @@ def read_ensemble(path: str | Path) -> list[Path]:
 
 def _remove_tensors(folder: Path, keep: Path | None = None) -> None:
     for old in folder.glob("model-*.safetensors"):
-        if old != keep:
+        if old != keep and re.fullmatch(r"model-[0-9a-f]{16}\.safetensors", old.name):  # ours, by the form of its name
             old.unlink()
 
 

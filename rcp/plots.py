@@ -63,7 +63,7 @@ def score_histogram(results: dict[str, Result]) -> Figure:
         both = 0 < result.labels.sum() < len(result.labels)
         detail = f"\nimage AUROC {result.metrics['image_auroc']:.3f}, d' = {dprime(result.labels, scores):.2f}"
         axes.set_title(title + (detail if both else ""), fontsize=TYPE)
-        axes.set_xlabel("image score (L2 distance of the worst patch)", fontsize=TYPE - 1)
+        axes.set_xlabel(f"image score ({result.scores.unit} of the worst patch)", fontsize=TYPE - 1)
         axes.set_ylabel("images", fontsize=TYPE - 1)
         axes.tick_params(labelsize=TYPE - 2)
         axes.spines[["top", "right"]].set_visible(False)
@@ -101,7 +101,7 @@ def map_sheet(
             _bare(axes)
         row[0].set_ylabel(title, fontsize=TYPE + 1)
         bar = figure.colorbar(drawn, ax=list(row), shrink=0.92, aspect=14, pad=0.01, extend="both")
-        bar.set_label("L2 distance\nlower half: normal", fontsize=TYPE - 3)
+        bar.set_label(f"{result.scores.unit}\nlower half: normal", fontsize=TYPE - 3)
         bar.ax.tick_params(labelsize=TYPE - 3)
     grid[0, 0].set_ylabel("image, true outline", fontsize=TYPE + 1)
     return figure
@@ -128,7 +128,7 @@ def one_image(test: Split, results: dict[str, tuple[Result, Limits]], position: 
         if result.verdict:
             word = ": anomalous" if score > result.verdict.threshold.value else ": normal"
         axes.set_title(f"{title} {score:.1f}{word}", fontsize=TYPE)
-        figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both", label="L2 distance")
+        figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both", label=result.scores.unit)
         _bare(axes)
     return figure
 
@@ -165,7 +165,9 @@ def contact_sheet(test: Split, per_kind: int = 4) -> Figure:
     return figure
 
 
-def verdict_figure(path: Path, score: float, heat: np.ndarray, limits: Limits, limit: Threshold | None) -> Figure:
+def verdict_figure(
+    path: Path, score: float, heat: np.ndarray, limits: Limits, limit: Threshold | None, unit: str = "L2 distance"
+) -> Figure:
     """Return one image beside its heat map, with its score and the verdict: what `rcp predict` writes.
 
     Args:
@@ -174,6 +176,7 @@ def verdict_figure(path: Path, score: float, heat: np.ndarray, limits: Limits, l
         heat: (height, width) map at the size of the image.
         limits: colour limits from held-out normals.
         limit: the decision limit, or None.
+        unit: what the scores count.
     """
     figure = new_figure(11, 5.4)
     left, right = figure.subplots(1, 2)
@@ -182,7 +185,7 @@ def verdict_figure(path: Path, score: float, heat: np.ndarray, limits: Limits, l
     drawn = right.imshow(heat, cmap=HEAT, vmin=low, vmax=high)
     _bare(right)
     bar = figure.colorbar(drawn, ax=right, shrink=0.85, extend="both")
-    bar.set_label("L2 distance to the nearest normal patch", fontsize=TYPE - 2)
+    bar.set_label(unit, fontsize=TYPE - 2)
     left.set_title(path.name, fontsize=TYPE)
     word = "" if limit is None else f" — {'anomalous' if score > limit.value else 'normal'} (limit {limit.value:.2f})"
     right.set_title(f"score {score:.2f}{word}", fontsize=TYPE)

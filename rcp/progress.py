@@ -8,12 +8,12 @@ import sys
 from tqdm import tqdm
 
 
-def bar(what: str, total: int, unit: str) -> tqdm:
+def bar(what: str, total: int | None, unit: str) -> tqdm:
     """Return a tqdm bar that appears only if the work takes longer than a second.
 
     Args:
         what: what is being done, as shown in front of the bar.
-        total: number of steps.
+        total: number of steps, None if that is not known yet.
         unit: what one step is, in the singular.
 
     Returns:

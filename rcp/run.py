@@ -16,8 +16,8 @@ import torch
 
 from rcp.data import Category
 from rcp.detectors import BankDetector, ReConPatch
-from rcp.estimate import estimate
-from rcp.evaluation import Result, evaluate
+from rcp.estimate import estimate, size
+from rcp.evaluation import METRICS, Result, evaluate
 from rcp.files import write_json, write_tensors
 from rcp.modelfile import versions
 from rcp.timing import Stopwatch, peak_rss_bytes
@@ -35,6 +35,7 @@ def run(
     on_error: str = "raise",
     maps: bool = False,
     figures: bool = True,
+    max_bytes: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Fit a detector on a category, evaluate it, and write what was found; return the content of `result.json`.
@@ -48,6 +49,7 @@ def run(
         on_error: "raise", or "skip" to leave unreadable images out and list them.
         maps: write the raw patch scores and maps to `maps.safetensors`.
         figures: write `scores.png` and `maps.png`.
+        max_bytes: refuse before the work begins if fitting is predicted to hold more than this.
         say: receives a line of text now and then.
 
     Returns:
@@ -55,16 +57,27 @@ def run(
 
     Raises:
         ValueError, ImageError, WeightsError: as the stages do.
+        KeyboardInterrupt: if the training was interrupted; the same call goes on behind its last full epoch.
     """
     out, watch = Path(out), Stopwatch()
+    out.mkdir(parents=True, exist_ok=True)
+    for old in ("result.json", "scores.png", "maps.png", "maps.safetensors"):  # never beside what another run left
+        (out / old).unlink(missing_ok=True)
     tested = len(category.test) > 0
     with watch("total"):
         with watch("estimate"):
             predicted = estimate(detector, category.train, category.test if tested else None)
         say(f"{category.dataset} {category.name}: {predicted}")
+        if max_bytes is not None and predicted.held_bytes > max_bytes:
+            raise ValueError(
+                f"fitting would hold {size(predicted.held_bytes)}, more than the {size(max_bytes)} allowed: "
+                "take a smaller image size, fewer training images or fewer levels, or allow more"
+            )
         checkpoint = out / "training.safetensors"
         if isinstance(detector, ReConPatch):
             detector.fit(category.train, on_error=on_error, checkpoint=checkpoint)
+            if len(detector.history) < detector.training.epochs:
+                raise KeyboardInterrupt  # a result must not claim epochs that were not run; the checkpoint stays
         else:
             say("PatchCore has one pass; it does not train")
             detector.fit(category.train, on_error=on_error)
@@ -77,45 +90,45 @@ def run(
         with watch("figures"):
             if result and figures:
                 _write_figures(category, detector, result, out)
-    record = _record(category, detector, result, protocol, detector.stopwatch.seconds | watch.seconds)
-    record["predicted"] = predicted.record()
-    if result and maps:
-        _write_maps(result, out / "maps.safetensors")
+            if result and maps:
+                _write_maps(result, out / "maps.safetensors")
+        with watch("fingerprint"):
+            dataset = _dataset(category)
+    record = {"schema": SCHEMA, "detector": detector.kind, "dataset": dataset, "predicted": predicted.record()}
+    record |= _record(category, detector, result, protocol)
+    record |= {"seconds": detector.stopwatch.seconds | watch.seconds, "peak_rss_bytes": peak_rss_bytes()}
     write_json(out / "result.json", record)
-    checkpoint.unlink(missing_ok=True)
+    if isinstance(detector, ReConPatch):
+        checkpoint.unlink(missing_ok=True)
     return record
 
 
-def _record(
-    category: Category, detector: BankDetector, result: Result | None, protocol: str, seconds: dict[str, float]
-) -> dict[str, Any]:
+def _dataset(category: Category) -> dict[str, Any]:
+    splits = {
+        split.name: {"counts": split.counts(), "fingerprint": split.fingerprint()}
+        for split in (category.train, category.test)
+    }
+    return {"layout": category.dataset, "category": category.name} | splits
+
+
+def _record(category: Category, detector: BankDetector, result: Result | None, protocol: str) -> dict[str, Any]:
     skipped = list(detector.fitted_on["skipped"])
     if result:
         skipped += [[path.as_posix(), reason] for path, reason in result.scores.skipped]
     return {
-        "schema": SCHEMA,
-        "detector": detector.kind,
         "settings": detector.settings(),
         "seeds": {"detector": detector.seed},
-        "dataset": {
-            "layout": category.dataset,
-            "category": category.name,
-            "train": {"counts": category.train.counts(), "fingerprint": category.train.fingerprint()},
-            "test": {"counts": category.test.counts(), "fingerprint": category.test.fingerprint()},
-        },
         "backbone": detector.backbone_record(),
         "device": str(detector.extractor.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "protocol": protocol,
-        "metrics": result.metrics if result else {},
+        "metrics": result.metrics if result else dict.fromkeys(METRICS),
         "unseen_share": result.unseen_share if result else None,
         "verdict": asdict(result.verdict) if result and result.verdict else None,
         "fitted_on": detector.fitted_on,
         "history": [asdict(record) for record in detector.history] if isinstance(detector, ReConPatch) else [],
         "skipped": skipped,
-        "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
         "images": _image_rows(category, result) if result else [],
     }
 

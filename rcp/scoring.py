@@ -150,6 +150,7 @@ class Scores:
         skipped: (path, reason) of unreadable images, with on_error="skip".
         geometry: the resize and crop that the network saw.
         smoothing: sigma of the maps' Gaussian, in pixels of the map.
+        unit: what the scores count, for the axes of figures.
     """
 
     image_scores: Tensor
@@ -159,6 +160,7 @@ class Scores:
     skipped: list[tuple[Path, str]]
     geometry: Geometry
     smoothing: float
+    unit: str = "L2 distance"
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.image_scores, self.maps))

@@ -30,6 +30,7 @@ from PIL import Image
 
 from rcp import synthetic_objects as objects
 from rcp import synthetic_textures as textures
+from rcp.progress import bar as progress_bar
 from rcp.synthetic_surface import Flaw, Scene, photograph
 
 VERSION = 1  # raise it when the images change, so that cached ones are not mistaken for new ones
@@ -201,7 +202,18 @@ def cached(seed: int = 0) -> Path:
         FileExistsError: if files of the cached folder have been lost; the message names what to delete.
     """
     cache = Path(os.environ.get("RCP_CACHE") or platformdirs.user_cache_dir("rcp"))
-    return write(cache / f"synthetic-v{VERSION}-seed{seed}", seed=seed)
+    return write_with_bar(cache / f"synthetic-v{VERSION}-seed{seed}", seed=seed)
+
+
+def write_with_bar(root: str | os.PathLike[str], *, seed: int = 0) -> Path:
+    """Return what `write` returns for the default dataset, with a progress bar.
+
+    Args:
+        root: folder to hold one folder per category.
+        seed: seed of the dataset, from 0.
+    """
+    with progress_bar("embedded data", None, "image") as shown:
+        return write(root, seed=seed, progress=lambda done, total: shown.update(1))
 
 
 def _plan(category: str, recipe: dict[str, int]) -> list[tuple[str, str | None, int]]:
@@ -239,7 +251,10 @@ def _is_there(folder: Path, recipe: dict[str, int]) -> bool:
         return False
     if not (folder / RECIPE).is_file():
         raise FileExistsError(f"{folder} exists and was not made by rcp.synthetic; choose another folder")
-    found = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    try:
+        found = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileExistsError(f"{folder / RECIPE} is damaged ({error}); delete {folder} to make it anew") from error
     if found != recipe:
         raise FileExistsError(f"{folder} was made with {found}, not {recipe}; choose another folder")
     masks = len(DEFECTS[folder.name]) * recipe["per_defect"]

@@ -536,7 +536,7 @@ def test_an_ensemble_of_nothing_is_refused():
 
 
 def test_members_without_held_out_scores_are_refused(tiny, photos):
-    with pytest.raises(RuntimeError, match="folds >= 2"):
+    with pytest.raises(ValueError, match="folds >= 2"):
         Ensemble([patchcore(tiny, bank=replace(BANK, folds=0))]).fit(photos)
     with pytest.raises(RuntimeError, match="has no memory yet"):
         Ensemble([patchcore(tiny)]).score(photos)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 import rcp
 from rcp import head, synthetic
-from rcp.cli import main
+from rcp.cli import _unique_names, main
 from rcp.comparison import Row, as_csv, compare, markdown, summary
 from rcp.estimate import estimate, size
 from rcp.files import read_json, read_tensors
@@ -93,10 +94,40 @@ def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_result(root, tmp_p
     assert content["metrics"] == record[1]["metrics"]
 
 
+def test_an_interrupted_training_leaves_no_result_but_its_checkpoint(root, tmp_path, monkeypatch):
+    original = head._Run.epoch
+
+    def interrupted(self, number, shown):
+        if number == 2 and self.settings.epochs == 2 and self.steps == 2:
+            raise KeyboardInterrupt
+        return original(self, number, shown)
+
+    category = rcp.mvtec(root, "flange")
+    predicted = estimate(rcp.PatchCore(TINY), category.train)
+    monkeypatch.setattr("rcp.run.estimate", lambda *_: predicted)
+    monkeypatch.setattr(head._Run, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted"):
+        run(category, rcp.ReConPatch(TINY, training=FAST, bank=BANK), tmp_path, say=lambda line: None)
+    assert (tmp_path / "training.safetensors").exists() and not (tmp_path / "result.json").exists()
+
+
+def test_a_later_run_leaves_nothing_of_an_earlier_one_and_spares_a_foreign_checkpoint(root, tmp_path):
+    category, quiet = rcp.mvtec(root, "flange"), lambda line: None
+    run(category, rcp.PatchCore(TINY, bank=BANK), tmp_path, maps=True, say=quiet)
+    (tmp_path / "training.safetensors").write_bytes(b"another command's")
+    run(category, rcp.PatchCore(TINY, bank=BANK), tmp_path, figures=False, say=quiet)
+    assert {p.name for p in tmp_path.iterdir()} == {"result.json", "model", "training.safetensors"}
+
+
+def test_images_of_one_name_get_heat_maps_of_their_own():
+    names = _unique_names([Path("bottle/good/000.png"), Path("pill/good/000.png"), Path("x/a.png")])
+    assert len(set(names)) == 3 and names[2] == "a"
+
+
 def test_without_test_images_there_is_a_model_and_a_result_without_metrics(root, tmp_path):
     good = rcp.folder(root / "flange" / "train" / "good")
     content = run(good, rcp.PatchCore(TINY, bank=BANK), tmp_path, say=lambda line: None)
-    assert content["metrics"] == {} and (tmp_path / "model" / "model.json").exists()
+    assert set(content["metrics"].values()) == {None} and len(content["metrics"]) == 6 and (tmp_path / "model" / "model.json").exists()
     assert read_json(tmp_path / "result.json")["fitted_on"]["images"] == 24
 
 
@@ -184,7 +215,7 @@ def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
     assert status == 0 and "patches" in printed and "image_auroc" in printed and "one pass" in printed
     assert read_json(out / "result.json")["settings"]["features"]["resize"] == 110
     chosen = [str(images / "good" / "000.png"), str(images / "rust" / "000.png")]
-    assert main(["predict", str(out / "model"), *chosen, "--out", str(tmp_path / "heat")]) == 0
+    assert main(["predict", str(out), *chosen, "--out", str(tmp_path / "heat")]) == 0
     printed = capsys.readouterr().out
     assert len(list((tmp_path / "heat").glob("*.png"))) == 2
     assert printed.count("normal") + printed.count("anomalous") >= 2 and "limit" in printed
@@ -200,9 +231,16 @@ def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--coreset", "2"], "coreset"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--backbone", "nope"], "nope"),
         (["predict", "nowhere", "x.png"], "nowhere"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--epochs", "3"], "--epochs"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "reconpatch", "--variant", "paper"], "--variant"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--levels", "2", "--strides", "8"], "--strides"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--device", "moon"], "moon"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--max-memory", "0.001"], "allowed"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--out", "{root}/flange/train/good/000.png"], "000.png"),
     ],
 )
-def test_bad_input_is_answered_by_one_sentence_and_status_1(arguments, sentence, root, capsys):
+def test_bad_input_is_answered_by_one_sentence_and_status_1(arguments, sentence, root, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs/latest is made where one stands
     assert main([a.format(root=root) for a in arguments]) == 1
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("rcp: ") and "Traceback" not in error
@@ -213,14 +251,21 @@ def test_help_of_every_command_and_unknown_options():
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0
-    with pytest.raises(SystemExit) as stop:
-        main(["run", "--data", "x", "--detector", "patchcore", "--epoch-count", "3"])
-    assert stop.value.code == 2
+    for wrong in (
+        ["run", "--data", "x", "--detector", "patchcore", "--epoch-count", "3"],
+        ["compare", "--data", "x", "--seed", "5"],  # not a short form of --seeds
+        ["compare", "--data", "x", "--seeds", "0"],
+        ["run", "--data", "x", "--detector", "patchcore", "--seed", "-1"],
+        ["run", "--data", "x", "--detector", "patchcore", "--false-alarm-rate", "2"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
 
 
 def test_synthetic_on_the_command_line(tmp_path, monkeypatch, capsys):
     asked = {}
-    monkeypatch.setattr("rcp.cli.synthetic.write", lambda root, seed: asked.update(root=root, seed=seed) or root)
+    monkeypatch.setattr("rcp.cli.synthetic.write_with_bar", lambda root, seed: asked.update(root=root, seed=seed) or root)
     assert main(["synthetic", str(tmp_path / "d"), "--seed", "7"]) == 0
     assert asked == {"root": str(tmp_path / "d"), "seed": 7} and "flange" in capsys.readouterr().out
 

@@ -194,9 +194,9 @@ def test_another_recipe_or_a_lost_image_is_an_error(tmp_path):
 def test_cached_lives_where_rcp_cache_says_and_is_made_once(dataset, tmp_path, monkeypatch):
     write, calls = synthetic.write, []
 
-    def small_write(root, *, seed):
+    def small_write(root, *, seed, progress):
         calls.append(root)
-        return write(root, seed=seed, categories=("brick",), train=1, good=1, per_defect=1)
+        return write(root, seed=seed, categories=("brick",), train=1, good=1, per_defect=1, progress=progress)
 
     monkeypatch.setenv("RCP_CACHE", str(tmp_path))
     monkeypatch.setattr(synthetic, "write", small_write)

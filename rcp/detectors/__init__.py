@@ -29,6 +29,8 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
         FileNotFoundError, ValueError, WeightsError: as the detectors' own `load`.
     """
     if (Path(path) / ENSEMBLE).is_file():
+        if weights is not None:
+            raise ValueError(f"{path} is an ensemble: one weight file cannot serve all its members")
         return Ensemble.load(path, device=device)
     kind = read_model(path).kind
     if kind not in KINDS:

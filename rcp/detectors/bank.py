@@ -5,6 +5,7 @@ A detector is the only thing here that holds state. Everything it does is a call
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -153,7 +154,12 @@ class BankDetector:
         if not parts:
             raise ValueError(f"none of the images could be read; the first, {skipped[0][0]}: {skipped[0][1]}")
         image, grid = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Scores(image, grid, indices, sizes, skipped, self.features.geometry, self.bank.smoothing)
+        return Scores(image, grid, indices, sizes, skipped, self.features.geometry, self.bank.smoothing, self.unit)
+
+    @property
+    def unit(self) -> str:
+        """What a score counts, for the axes of figures."""
+        return ("squared L2 distance" if self.squared else "L2 distance") + (", Eq. 10" if self.reweight == "patch" else "")
 
     def threshold(self, false_alarm_rate: float = 0.05) -> Threshold:
         """Return the limit on image scores, from held-out normal images.
@@ -235,10 +241,13 @@ class BankDetector:
             WeightsError: if the backbone's weights cannot be had.
         """
         file = read_model(path, kind=cls.kind)
-        features = FeatureSettings(**file.settings["features"])
-        if weights is not None:
-            features = replace(features, weights=weights)
-        detector = cls._from_settings(file.settings, features, BankSettings(**file.settings["bank"]), device)
+        try:
+            features = FeatureSettings(**file.settings["features"])
+            if weights is not None:
+                features = replace(features, weights=weights)
+            detector = cls._from_settings(file.settings, features, BankSettings(**file.settings["bank"]), device)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path}: the settings do not fit this version of rcp ({error}): fit again") from error
         file.check_backbone(detector.backbone_record())
         file.check_width("memory", detector.output_width)
         where = detector.extractor.device
@@ -317,7 +326,10 @@ class BankDetector:
 
     def _calibrate(self, features: PatchFeatures, points: Tensor, generator: torch.Generator) -> Calibration | None:
         """Score every training image against a memory built without its fold."""
-        if self.bank.folds == 0 or len(features) < 2:
+        if self.bank.folds == 0:
+            return None
+        if len(features) < 2:
+            warnings.warn("no threshold: a single training image cannot be held out", stacklevel=3)
             return None
         n, h, w, _ = features.values.shape
         folds = fold_of(n, self.bank.folds, generator)

@@ -31,6 +31,8 @@ class Ensemble:
             raise ValueError("an ensemble needs at least one detector")
         if len({member.features.geometry for member in members}) > 1:
             raise ValueError("all members of an ensemble must have the same resize and crop, or their maps do not fit")
+        if any(member.bank.folds == 0 for member in members):
+            raise ValueError("every member of an ensemble needs folds >= 2: its scores are counted from held-out normals")
         self.members = list(members)
         self.stopwatch = Stopwatch()
 
@@ -62,7 +64,7 @@ class Ensemble:
         first = parts[0]
         return Scores(
             torch.stack(image).mean(0), torch.stack(patch).mean(0), first.indices, first.sizes, first.skipped,
-            first.geometry, first.smoothing,
+            first.geometry, first.smoothing, "robust deviations above normal",
         )  # fmt: skip
 
     def threshold(self, false_alarm_rate: float = 0.05) -> Threshold:
