@@ -60,6 +60,8 @@ def _run(given: argparse.Namespace) -> None:
         value = record["metrics"].get(name)
         if value is not None and value == value:
             print(f"{name:13} {value:.4f}")
+    if record["unseen_share"]:
+        print(f"{100 * record['unseen_share']:.0f} % of the judged pixels lie outside the crop that the network sees")
     if record["verdict"]:
         v = record["verdict"]
         print(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +97,7 @@ def compare(
 def summary(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], tuple[float, float]]:
     """Return (category, detector) → (mean, standard deviation over seeds), and the mean over categories as "mean".
 
-    For "mean", the metric is averaged over categories within each seed first, so its deviation is that of the average.
+    With one seed the deviation is nan. For "mean", the metric is averaged over categories within each seed first, so its deviation is that of the average.
 
     Args:
         rows: from `compare`, the same seeds for every category and detector.
@@ -150,13 +151,17 @@ def caption(dataset: str, features: FeatureSettings, training: TrainSettings, se
     return (
         f"{dataset}; {features.backbone}, levels {features.strides or features.levels}, resize {features.resize}, "
         f"crop {features.crop}, protocol {protocol}, coreset {100 * BankSettings().coreset:g} %; ReConPatch after "
-        f"{training.epochs} epochs{steps}; mean ± standard deviation over seeds {', '.join(map(str, seeds))}, in %."
+        f"{training.epochs} epochs{steps}; "
+        + (f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}")
+        + ", in %."
     )
 
 
 def _cell(mean: float, std: float) -> str:
-    return "–" if mean != mean else f"{100 * mean:.2f} ± {100 * std:.2f}"
+    if mean != mean:
+        return "–"
+    return f"{100 * mean:.2f}" + ("" if std != std else f" ± {100 * std:.2f}")  # one seed has no deviation
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
