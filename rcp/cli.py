@@ -29,19 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rcp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("rcp: interrupted; repeat the command: the training of `rcp run` goes on behind its last full epoch", file=sys.stderr)
+        print("rcp: interrupted; given again, `rcp run` goes on behind the last full epoch", file=sys.stderr)
         return 130
     return 0
 
 
 def _run(given: argparse.Namespace) -> None:
-    said = list(options.training_choices(given)) if given.detector == "patchcore" else ["variant"] * bool(given.variant)
-    if said:
-        raise ValueError(f"--{said[0].replace('_', '-')} is not an option of --detector {given.detector}: leave it out")
+    if given.detector == "reconpatch" and given.variant:
+        raise ValueError("--variant names forms of PatchCore: leave it out, or say --detector patchcore")
     category = data.find(given.data, given.category, given.layout)
     bank = rcp.BankSettings(coreset=given.coreset, search=given.search, folds=given.folds)
     common = {"bank": bank, "seed": given.seed, "device": given.device}
     if given.detector == "patchcore":
+        for name in options.training_choices(given):  # the same command line serves both detectors, but says so
+            print(f"--{name.replace('_', '-')} has no effect: PatchCore does not train", file=sys.stderr)
         detector = rcp.PatchCore(options.features(given), variant=given.variant or "concat", **common)
     else:
         detector = rcp.ReConPatch(options.features(given), training=options.training(given), **common)

@@ -379,3 +379,16 @@ def test_swins_channels_last_maps_are_turned_and_joined():
     deep = F.interpolate(F.avg_pool2d(deep, 3, 1, 1), (28, 28), mode="bilinear")
     manual = torch.cat([F.avg_pool2d(fine, 3, 1, 1), deep], 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(found, manual, atol=1e-4, rtol=1e-4)
+
+
+def test_behind_a_proxy_the_hub_is_asked_even_if_its_name_does_not_resolve(monkeypatch):
+    def no_name(*_):
+        raise OSError("no such name")
+
+    monkeypatch.setattr(backbones.socket, "getaddrinfo", no_name)
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(backbones, "getproxies", lambda: {"https": "http://proxy.example:3128"})
+    backbones._require_reachable("wide_resnet50_2.tv_in1k")
+    monkeypatch.setattr(backbones, "getproxies", dict)
+    with pytest.raises(WeightsError, match="embedded"):
+        backbones._require_reachable("wide_resnet50_2.tv_in1k")

@@ -49,6 +49,7 @@ def fitted(tiny, photos) -> dict:
 # --- the face --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:no threshold")
 def test_three_lines_do_the_job(category):
     folder = category.root.parent
     detector = rcp.ReConPatch(backbone="efficientnet_lite0")
@@ -381,7 +382,8 @@ def test_global_generators_are_left_alone(make, tiny, photos):
 
 @both
 def test_one_training_image_fits_and_scores_but_has_no_threshold(make, tiny, photos, category):
-    detector = make(tiny).fit(photos[:1])
+    with pytest.warns(UserWarning, match="single training image"):
+        detector = make(tiny).fit(photos[:1])
     assert detector.calibration is None
     assert bool(torch.isfinite(detector.score(category.test).image_scores).all())
     with pytest.raises(RuntimeError, match="no held-out normal scores: fit it with folds >= 2 on at least two images"):

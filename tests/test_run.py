@@ -211,9 +211,11 @@ def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
     out, images = tmp_path / "out", root / "flange" / "test"
     status = main([
         "run", "--data", str(root), "--category", "flange", "--detector", "patchcore", "--image-size", "96",
-        "--folds", "4", "--out", str(out), "--no-figures",
+        "--folds", "4", "--out", str(out), "--no-figures", "--epochs", "3",
     ])  # fmt: skip
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
+    assert "--epochs has no effect" in captured.err
     assert status == 0 and "patches" in printed and "image_auroc" in printed and "one pass" in printed
     assert read_json(out / "result.json")["settings"]["features"]["resize"] == 110
     chosen = [str(images / "good" / "000.png"), str(images / "rust" / "000.png")]
@@ -233,7 +235,6 @@ def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--coreset", "2"], "coreset"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--backbone", "nope"], "nope"),
         (["predict", "nowhere", "x.png"], "nowhere"),
-        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--epochs", "3"], "--epochs"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "reconpatch", "--variant", "paper"], "--variant"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--levels", "2", "--strides", "8"], "--strides"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--device", "moon"], "moon"),
@@ -263,6 +264,17 @@ def test_help_of_every_command_and_unknown_options():
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
+
+
+def test_compare_takes_a_single_category_folder_and_writes_its_table(root, tmp_path, capsys):
+    status = main([
+        "compare", "--data", str(root / "flange"), "--seeds", "1", "--epochs", "0", "--image-size", "64", "--resize", "64",
+        "--out", str(tmp_path / "table"),
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0 and printed.count("| flange |") == 3 and "seed 0" in printed
+    assert (tmp_path / "table" / "table.md").read_text().strip() == printed.strip()
+    assert len((tmp_path / "table" / "rows.csv").read_text().splitlines()) == 4
 
 
 def test_synthetic_on_the_command_line(tmp_path, monkeypatch, capsys):
