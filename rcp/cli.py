@@ -135,8 +135,8 @@ def _predict(given: argparse.Namespace) -> None:
         print(f"no verdict: {error}", file=sys.stderr)
     names = _unique_names(paths)
     for position, path in enumerate(paths):
-        score, heat = float(scores.image_scores[position]), scores.original_map(position).numpy()
-        figure = plots.verdict_figure(path, score, heat, detector.colour_limits(), limit, scores.unit)
+        score = float(scores.image_scores[position])
+        figure = plots.verdict_figure(path, scores, position, detector.colour_limits(), limit)
         written = plots.write(figure, Path(given.out) / f"{names[position]}.png")
         verdict = "" if limit is None else ("anomalous" if score > limit.value else "normal")
         print(f"{score:10.4f}  {verdict:9}  {path}  → {written}")

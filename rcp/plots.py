@@ -19,7 +19,7 @@ from rcp.evaluation import Result
 from rcp.files import write_atomically
 from rcp.images import read_image, read_mask
 from rcp.metrics import dprime
-from rcp.scoring import Threshold
+from rcp.scoring import Scores, Threshold
 
 NORMAL, ANOMALOUS, LIMIT, CONTOUR = "#0072B2", "#D55E00", "#000000", "#00E5FF"
 HEAT = "inferno"
@@ -165,27 +165,32 @@ def contact_sheet(test: Split, per_kind: int = 4) -> Figure:
     return figure
 
 
-def verdict_figure(
-    path: Path, score: float, heat: np.ndarray, limits: Limits, limit: Threshold | None, unit: str = "L2 distance"
-) -> Figure:
+def verdict_figure(path: Path, scores: Scores, position: int, limits: Limits, limit: Threshold | None) -> Figure:
     """Return one image beside its heat map, with its score and the verdict: what `rcp predict` writes.
+
+    The dashed frame is the crop that the network saw; outside it the map repeats the score at the frame.
 
     Args:
         path: the image file.
-        score: its image score.
-        heat: (height, width) map at the size of the image.
+        scores: that hold its score and map.
+        position: of the image among them.
         limits: colour limits from held-out normals.
         limit: the decision limit, or None.
-        unit: what the scores count.
     """
+    score, heat = float(scores.image_scores[position]), scores.original_map(position).numpy()
     figure = new_figure(11, 5.4)
     left, right = figure.subplots(1, 2)
     _show_image(left, read_image(path), None)
     low, high = limits or (float(heat.min()), float(heat.max()))
     drawn = right.imshow(heat, cmap=HEAT, vmin=low, vmax=high)
+    top, left_edge, bottom, right_edge = scores.geometry.crop_box(*heat.shape)
+    if (bottom - top) * (right_edge - left_edge) < heat.size:
+        right.plot(
+            [left_edge, right_edge, right_edge, left_edge, left_edge], [top, top, bottom, bottom, top], "--", color="white"
+        )
     _bare(right)
     bar = figure.colorbar(drawn, ax=right, shrink=0.85, extend="both")
-    bar.set_label(unit, fontsize=TYPE - 2)
+    bar.set_label(scores.unit, fontsize=TYPE - 2)
     left.set_title(path.name, fontsize=TYPE)
     word = "" if limit is None else f" — {'anomalous' if score > limit.value else 'normal'} (limit {limit.value:.2f})"
     right.set_title(f"score {score:.2f}{word}", fontsize=TYPE)

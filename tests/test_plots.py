@@ -68,3 +68,14 @@ def test_drawing_leaves_the_scores_alone(judged):
     before = results["PatchCore"][0].scores.maps.clone()
     plots.one_image(test, results, 0)
     assert np.array_equal(before, results["PatchCore"][0].scores.maps)
+
+
+def test_the_verdict_figure_frames_what_the_network_saw(judged):
+    test, results = judged
+    result, limits = results["PatchCore"]
+    figure = plots.verdict_figure(test[0].path, result.scores, 0, limits, result.verdict.threshold)
+    frame = figure.axes[1].lines[0].get_xydata()
+    top, left, bottom, right = result.scores.geometry.crop_box(*result.scores.sizes[0])
+    assert frame.min(0).tolist() == [left, top] and frame.max(0).tolist() == [right, bottom]
+    above = float(result.scores.image_scores[0]) > result.verdict.threshold.value
+    assert ("anomalous" if above else "normal") in figure.axes[1].get_title()
