@@ -18,7 +18,7 @@
 # *PatchCore*, which only remembers, and *ReConPatch*, which trains first. (15 minutes to teach; about a minute to run.)
 #
 # **Predict first.** A production line gives you photographs of *good* parts only. You may keep one percent of what a
-# network sees in them. Which of these will you catch: a missing screw, a thin scratch, a misprinted digit? Write your
+# network sees in them. Which of these will you catch: a missing screw, a hairline crack, a misprinted digit? Write your
 # guess down; the last table and the slider will tell.
 
 # %%
@@ -144,7 +144,7 @@ for title, result in results.items():
 # %% [markdown]
 # **What this tells you.** The interval is wide because few good images were held out: nobody can promise a false-alarm
 # rate of 1 % from sixty photographs. The two x axes cannot be compared: distances of different feature spaces have
-# different units.
+# different units, and ReConPatch's are re-weighted by its Eq. 10 besides (`rcp.scoring.reweighting`).
 
 # %% [markdown]
 # ## 5 · Heat maps on one scale

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from rcp.data import Category
 from rcp.detectors import BankDetector, BankSettings, PatchCore, ReConPatch
+from rcp.estimate import estimate
 from rcp.evaluation import METRICS, evaluate
 from rcp.features import FeatureSettings, PatchExtractor
 from rcp.head import TrainSettings
@@ -70,7 +71,7 @@ def compare(
         seeds: one fit each.
         protocol: see `rcp.evaluation`.
         device: where to compute.
-        say: receives a line a fit.
+        say: receives a prediction a category (rows, bytes, seconds) and a line a fit.
 
     Returns:
         One `Row` per category, seed and detector.
@@ -80,6 +81,11 @@ def compare(
             raise ValueError(f"{category.name} has no test images in {category.root}: nothing can be compared")
     extractor, rows = PatchExtractor(features, device=device), []
     for category in categories:
+        if say:
+            longest = contenders(features, training, seeds[0], device)["ReConPatch"]
+            longest.extractor = extractor
+            predicted = estimate(longest, category.train, category.test)
+            say(f"{category.name}: {len(seeds)} x 3 fits; features once, and for ReConPatch, the longest: {predicted}")
         train, test = extractor.extract(category.train), extractor.extract(category.test)
         for seed in seeds:
             for name, detector in contenders(features, training, seed, device).items():

@@ -19,7 +19,7 @@ from rcp.features import PatchExtractor
 from rcp.head import train_head
 from rcp.images import Batch, stream
 
-CORESET = 4e-9  # seconds per row and pick at 200 GFLOP/s: 0.7 to 1.1 s for 163,856 x 1,638, as `rcp bench` measures
+CORESET = 4e-9  # seconds per row and pick at 200 GFLOP/s: 0.6 to 1.1 s for 163,856 x 1,638, as `rcp bench` measures
 PROBE = 4  # images and training steps that are timed
 
 

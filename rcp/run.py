@@ -23,6 +23,7 @@ from rcp.modelfile import versions
 from rcp.timing import Stopwatch, peak_rss_bytes
 
 SCHEMA = 1
+OUTPUTS = ("scores.png", "maps.png", "maps.safetensors")  # what a run may leave beside result.json and model/
 
 
 def run(
@@ -61,8 +62,6 @@ def run(
     """
     out, watch = Path(out), Stopwatch()
     out.mkdir(parents=True, exist_ok=True)
-    for old in ("result.json", "scores.png", "maps.png", "maps.safetensors"):  # never beside what another run left
-        (out / old).unlink(missing_ok=True)
     tested = len(category.test) > 0
     with watch("total"):
         with watch("estimate"):
@@ -81,12 +80,14 @@ def run(
         else:
             say("PatchCore has one pass; it does not train")
             detector.fit(category.train, on_error=on_error)
-        detector.save(out / "model")
         result = None
         if tested:
             result = evaluate(
                 detector, category.test, protocol=protocol, false_alarm_rate=false_alarm_rate, on_error=on_error
             )
+        for old in ("result.json", *OUTPUTS):  # an earlier run's stay until here: a run that fails destroys nothing
+            (out / old).unlink(missing_ok=True)
+        detector.save(out / "model")
         with watch("figures"):
             if result and figures:
                 _write_figures(category, detector, result, out)

@@ -119,6 +119,21 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one_and_spares_a_foreign_check
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "model", "training.safetensors"}
 
 
+def test_a_run_that_is_refused_leaves_the_earlier_result_and_model(root, tmp_path):
+    category, quiet = rcp.mvtec(root, "flange"), lambda line: None
+    run(category, rcp.PatchCore(TINY, bank=BANK), tmp_path, figures=True, say=quiet)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="allowed"):
+        run(category, rcp.PatchCore(TINY, bank=BANK, seed=1), tmp_path, max_bytes=1, say=quiet)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_comparison_says_what_it_will_cost_before_each_category(root):
+    said = []
+    compare([rcp.mvtec(root, "flange")], features=TINY, training=FAST, seeds=(0,), say=said.append)
+    assert "patches" in said[0] and "about" in said[0] and len(said) == 4
+
+
 def test_images_of_one_name_get_heat_maps_of_their_own():
     names = _unique_names([Path("bottle/good/000.png"), Path("pill/good/000.png"), Path("x/a.png")])
     assert len(set(names)) == 3 and names[2] == "a"
