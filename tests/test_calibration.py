@@ -113,6 +113,7 @@ def test_held_out_scores_are_those_of_new_images_of_the_same_kind(leave_one_out,
     assert 0.5 < leave_one_out.calibration.image_median / float(new) < 2
 
 
+@pytest.mark.filterwarnings("ignore:no threshold")
 @pytest.mark.parametrize("reweight", ["patch", "image", "off"])
 def test_held_out_images_are_scored_as_test_images_are(tiny, photos, reweight):
     """Two images, each held out from the other: the detector fitted on one alone must give the other's score."""

@@ -74,8 +74,8 @@ def test_the_verdict_figure_frames_what_the_network_saw(judged):
     test, results = judged
     result, limits = results["PatchCore"]
     figure = plots.verdict_figure(test[0].path, result.scores, 0, limits, result.verdict.threshold)
-    frame = figure.axes[1].lines[0].get_xydata()
+    frame = figure.axes[1].lines[0].get_xydata().tolist()
     top, left, bottom, right = result.scores.geometry.crop_box(*result.scores.sizes[0])
-    assert frame.min(0).tolist() == [left, top] and frame.max(0).tolist() == [right, bottom]
+    assert frame == [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
     above = float(result.scores.image_scores[0]) > result.verdict.threshold.value
     assert ("anomalous" if above else "normal") in figure.axes[1].get_title()

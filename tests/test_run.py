@@ -134,6 +134,19 @@ def test_comparison_says_what_it_will_cost_before_each_category(root):
     assert "patches" in said[0] and "about" in said[0] and len(said) == 4
 
 
+def test_an_interrupted_comparison_gives_no_table(root, monkeypatch):
+    original = head._Run.epoch
+
+    def interrupted(self, number, shown):
+        if number == 2 and self.settings == FAST:
+            raise KeyboardInterrupt
+        return original(self, number, shown)
+
+    monkeypatch.setattr(head._Run, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted"):
+        compare([rcp.mvtec(root, "flange")], features=TINY, training=FAST, seeds=(0,))
+
+
 def test_images_of_one_name_get_heat_maps_of_their_own():
     names = _unique_names([Path("bottle/good/000.png"), Path("pill/good/000.png"), Path("x/a.png")])
     assert len(set(names)) == 3 and names[2] == "a"
