@@ -12,10 +12,15 @@ One room per stage, in the order in which the data walks: `data`, `images`, `fea
 
 import os
 
-# Waiting threads sleep instead of spinning, unless the user wishes otherwise. Beside another busy process (a browser, a
-# second notebook) spinning made the coreset fifteen times slower on two cores; alone it saves a tenth of a training step.
-# It must be set before torch is imported.
+# Waiting threads look for work for some ten microseconds, then sleep, unless the user wishes otherwise. Spinning for longer
+# made the coreset fifteen times slower beside another busy process (a browser, a second notebook) on two cores; sleeping at
+# once made a training step a tenth slower. Both must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from rcp.allocator import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
 
 from rcp import coreset, loss, metrics, scoring, similarity, synthetic  # noqa: E402
 from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
@@ -23,6 +28,7 @@ from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores,
 from rcp.evaluation import Result, evaluate  # noqa: E402
 from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
 from rcp.head import TrainSettings  # noqa: E402
+from rcp.store import MemoryLimit  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -30,6 +36,7 @@ __all__ = [
     "BankSettings",
     "Ensemble",
     "FeatureSettings",
+    "MemoryLimit",
     "PatchCore",
     "PatchExtractor",
     "PatchFeatures",
