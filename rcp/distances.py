@@ -28,10 +28,8 @@ def squared_distances(a: Tensor, b: Tensor | None = None) -> Tensor:
     b = a if own else b - centre
     a2 = a.square().sum(1)  # (N,)
     b2 = a2 if own else b.square().sum(1)  # (M,)
-    d2 = torch.addmm(a2[:, None] + b2, a, b.T, alpha=-2).clamp_min(0)  # (N, M)
-    if own:
-        d2 = d2.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), 0)
-    return d2
+    d2 = (a2[:, None] + b2).addmm_(a, b.T, alpha=-2).clamp_min_(0)  # (N, M), one matrix, written over in place
+    return d2.fill_diagonal_(0) if own else d2
 
 
 def root(squared: Tensor) -> Tensor:

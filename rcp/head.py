@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from timm.optim import AdamP
 from torch import Tensor, nn
 
 from rcp import progress
+from rcp.adamp import AdamP
 from rcp.checkpoint import TrainingState, read_state, write_state
-from rcp.loss import loss_of_distances, pushed_share, relative_distances
-from rcp.similarity import mix, similarities
+from rcp.loss import loss_and_gradient, pushed_share
+from rcp.similarity import Labels, labels_with_means
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOOKS = 8  # steps of an epoch at which the batch statistics are recorded
@@ -197,7 +197,8 @@ def train_head(
     last full epoch, to the same weights as an uninterrupted one.
 
     Args:
-        rows: (N, C) float32 patch features of normal images, image by image; stay where they are, batches travel.
+        rows: (N, C) patch features of normal images, image by image, float32 or half as wide, in memory or in a mapped
+            file; batches travel from there to the device, in float32. (If a GPU has room for all rows, they move there.)
         settings: `TrainSettings`.
         seed: draws the weights and the batches.
         patches_per_image: H·W, needed for batches of whole images.
@@ -215,6 +216,7 @@ def train_head(
     """
     if len(rows) < max(2, settings.k):
         raise ValueError(f"training needs at least {max(2, settings.k)} patches (k = {settings.k}), got {len(rows)}")
+    rows = _beside(rows, torch.device(device))
     generator = torch.Generator().manual_seed(seed)
     head = Head(rows.shape[1], settings.dimension, settings.projection, generator=generator).to(device)
     parameters = [head.f.weight, head.g.weight]
@@ -239,7 +241,15 @@ def train_head(
                     head.load_state_dict(kept)
                 warnings.warn(f"training was interrupted: f is that of epoch {len(history)}", stacklevel=2)
                 break
+    head.f.weight.data, head.teacher_f.weight.data = head.f.weight.data.clone(), head.teacher_f.weight.data.clone()
     return head.requires_grad_(False).eval(), history
+
+
+def _beside(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows on the GPU where the training runs, if they take at most half of its free memory; else where they are."""
+    if device.type != "cuda" or rows.device == device or rows.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return rows
+    return rows.to(device)
 
 
 def _call(callbacks: Sequence[Callback], event: EpochEnd) -> None:
@@ -264,11 +274,14 @@ class _Run:
         self.draw = min(self.units, max(1, settings.batch_size // self.unit))  # units a step
         full = self.units // self.draw  # the rest is left out; it is another rest every epoch
         self.steps = min(full, settings.steps or full)
+        # f and f̄ lie one under the other in one matrix (2·dimension, C), so that one product serves both.
+        self.both = torch.cat([head.f.weight.detach(), head.teacher_f.weight])
+        head.f.weight.data, head.teacher_f.weight.data = self.both.tensor_split(2)
         self.relative = settings.relative_sigma if settings.relative_sigma is not None else not settings.normalize
 
     def epoch(self, number: int, shown) -> EpochRecord:
         started = time.perf_counter()
-        order = torch.randperm(self.units, generator=self.generator)
+        order = torch.randperm(self.units, generator=self.generator).to(self.rows.device)
         looks = set(torch.linspace(0, self.steps - 1, min(LOOKS, self.steps)).round().int().tolist())
         losses, seen = [], []
         for step in range(self.steps):
@@ -291,28 +304,30 @@ class _Run:
 
     def _batch(self, order: Tensor, step: int) -> Tensor:
         units = order[step * self.draw : (step + 1) * self.draw]
-        whole = self.rows.view(self.units, self.unit, -1)[units].flatten(0, 1)  # (N, C)
-        return whole.to(self.head.f.weight.device, non_blocking=True)
+        whole = self.rows.view(self.units, -1).index_select(0, units).view(-1, self.rows.shape[1])  # (N, C)
+        return whole.to(self.head.f.weight.device, non_blocking=True).float()
 
+    @torch.no_grad()
     def _step(self, p: Tensor, rate: float, look: bool) -> tuple[Tensor, list[list[float]]]:
-        s = self.settings
-        pairwise, contextual = similarities(self.head.teacher(p), s.sigma, s.k, s.normalize, self.relative)  # Eqs 1-5
-        delta = relative_distances(self.head.student(p))  # (N, N)
-        loss = loss_of_distances(delta, mix(pairwise, contextual, s.alpha), s.margin)  # Eqs 6 and 7
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        s, head = self.settings, self.head
+        # One product for student and teacher, as both begin with p; the gradients of two linear layers are written out.
+        h, slow_h = (p @ self.both.T).tensor_split(2, 1)  # (N, dimension) each
+        labels = labels_with_means(head.teacher_g(slow_h), s.alpha, s.sigma, s.k, s.normalize, self.relative)  # Eqs 1-6
+        loss, back, delta = loss_and_gradient(head.g(h), labels.w, s.margin)  # Eq. 7; back: (N, projection) = ∂L/∂z
+        head.g.weight.grad = back.T @ h
+        head.f.weight.grad = (back @ head.g.weight).T @ p
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        self.head.update_teacher(s.momentum)  # Eq. 8
-        statistics = [self._look(delta.detach(), pairwise, contextual)] if look else []
-        return loss.detach(), statistics
+        head.update_teacher(s.momentum)  # Eq. 8
+        return loss, [self._look(delta, labels)] if look else []
 
-    def _look(self, delta: Tensor, pairwise: Tensor, contextual: Tensor) -> list[float]:
-        others = _off_diagonal(delta).flatten()
-        some = others[:: max(1, len(others) // 50_000)]  # enough for quantiles, and cheap to sort
+    def _look(self, delta: Tensor, labels: Labels) -> list[float]:
+        others = _off_diagonal(delta)  # (N-1, N), a view
+        picks = torch.arange(0, others.numel(), max(1, others.numel() // 50_000), device=others.device)
+        some = others[picks // others.shape[1], picks % others.shape[1]]  # enough for quantiles, and cheap to sort
         quantiles = torch.quantile(some, torch.tensor(QUANTILES, dtype=some.dtype, device=some.device)).tolist()
         share = pushed_share(delta, self.settings.margin)
-        return [share, float(_off_diagonal(pairwise).mean()), float(_off_diagonal(contextual).mean()), *quantiles]
+        return [share, float(labels.pairwise_mean), float(labels.contextual_mean), *quantiles]
 
 
 def _off_diagonal(square: Tensor) -> Tensor:

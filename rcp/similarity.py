@@ -9,6 +9,8 @@ Taught in notebook 02. Source of all equations: Hyun et al., ReConPatch, WACV 20
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,7 +51,7 @@ def contextual_similarity(z: Tensor, k: int = 5) -> Tensor:
 
     Source: Eqs 2-5. Where we differ: i ∈ N_k(i) is fixed here, so that R_{k/2}(i) is never empty in Eq. 4.
     """
-    return _contextual(squared_distances(_checked(z)), k)
+    return _dense(_expanded(squared_distances(_checked(z)), k), len(z))
 
 
 @torch.no_grad()
@@ -73,22 +75,66 @@ def pseudo_labels(
         relative_sigma: sigma counts in mean squared distances of this batch instead; for un-normalised z̄.
 
     Returns:
-        (N, N), symmetric, in [0, 1].
+        (N, N), symmetric (to rounding), in [0, 1].
 
     Raises:
         ValueError: if alpha, sigma or k is out of range.
 
     Source: Eq. 6; the normalisation is our reading (STML, arXiv 2205.01903), the paper does not state one.
     """
-    pairwise, contextual = similarities(z, sigma, k, normalize, relative_sigma)
-    return mix(pairwise, contextual, alpha)
+    return labels_with_means(z, alpha, sigma, k, normalize, relative_sigma).w
+
+
+class Labels(NamedTuple):
+    """What a step of the training needs: w, and two numbers for its history.
+
+    Attributes:
+        w: (N, N) pseudo-labels.
+        pairwise_mean, contextual_mean: (), means of w^P and w^C over the pairs i ≠ j.
+    """
+
+    w: Tensor
+    pairwise_mean: Tensor
+    contextual_mean: Tensor
+
+
+@torch.no_grad()
+def labels_with_means(
+    z: Tensor,
+    alpha: float = 0.5,
+    sigma: float = 1.0,
+    k: int = 5,
+    normalize: bool = True,
+    relative_sigma: bool = False,
+) -> Labels:
+    """Return `pseudo_labels` with the means of both parts, from one (N, N) matrix that is written over in place.
+
+    Args:
+        z: (N, D) teacher outputs z̄; N >= 2.
+        alpha, sigma, k, normalize, relative_sigma: as in `pseudo_labels`.
+
+    Returns:
+        `Labels`; nothing is read back to the host.
+
+    Source: Eqs 1-6.
+    """
+    _check_alpha(alpha)
+    d2, sigma = _prepared(z, sigma, normalize, relative_sigma)
+    places, values = _expanded(d2, k)  # (N, E) each
+    pairwise = _pairwise(d2, sigma, out=d2)
+    n, pairs = len(d2), len(d2) * (len(d2) - 1)
+    own = torch.arange(n, device=d2.device)[:, None]
+    means = (pairwise.sum() - n) / pairs, values.masked_fill(places == own, 0).sum() / pairs
+    w, half = pairwise.mul_(alpha).view(-1), ((1 - alpha) / 2 * values).flatten()  # Eq. 5 is linear: i → j, then j → i
+    w.scatter_add_(0, (own * n + places).flatten(), half).scatter_add_(0, (places * n + own).flatten(), half)
+    return Labels(w.view(n, n), *means)
 
 
 @torch.no_grad()
 def similarities(
     z: Tensor, sigma: float = 1.0, k: int = 5, normalize: bool = True, relative_sigma: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return (w^P, w^C) from one and the same distance matrix, as training needs both.
+    """Return (w^P, w^C) from one and the same distance matrix, to look at them side by side.
 
     Args:
         z: (N, D) teacher outputs z̄.
@@ -99,11 +145,8 @@ def similarities(
 
     Source: Eqs 1-5.
     """
-    z = _checked(z)
-    d2 = squared_distances(F.normalize(z, dim=1) if normalize else z)  # (N, N)
-    if relative_sigma and sigma > 0:
-        sigma = sigma * float(d2.mean()) or 1.0  # all rows equal: every distance is 0, any bandwidth gives 1
-    return _pairwise(d2, sigma), _contextual(d2, k)
+    d2, sigma = _prepared(z, sigma, normalize, relative_sigma)
+    return _pairwise(d2, sigma), _dense(_expanded(d2, k), len(z))
 
 
 def mix(pairwise: Tensor, contextual: Tensor, alpha: float = 0.5) -> Tensor:
@@ -121,25 +164,37 @@ def mix(pairwise: Tensor, contextual: Tensor, alpha: float = 0.5) -> Tensor:
 
     Source: Eq. 6.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    _check_alpha(alpha)
     return torch.lerp(contextual, pairwise, alpha)
 
 
-def _pairwise(d2: Tensor, sigma: float) -> Tensor:
-    if not sigma > 0:
+def _prepared(z: Tensor, sigma: float, normalize: bool, relative_sigma: bool) -> tuple[Tensor, float | Tensor]:
+    """The squared distances, and sigma in their unit."""
+    z = _checked(z)
+    d2 = squared_distances(F.normalize(z, dim=1) if normalize else z)  # (N, N)
+    if relative_sigma and sigma > 0:
+        mean = d2.mean()
+        sigma = sigma * torch.where(mean > 0, mean, 1.0)  # all rows equal: every distance is 0, any bandwidth gives 1
+    return d2, sigma
+
+
+def _pairwise(d2: Tensor, sigma: float | Tensor, out: Tensor | None = None) -> Tensor:
+    if isinstance(sigma, (int, float)) and not sigma > 0:  # a tensor is positive by its making, and stays on its device
         raise ValueError(f"sigma must be positive, got {sigma}")
-    return torch.exp(d2 / -sigma)  # (N, N)
+    return torch.div(d2, -sigma, out=out).exp_()  # (N, N)
 
 
-def _contextual(d2: Tensor, k: int) -> Tensor:
-    """Eqs 2-5 from squared distances. A row of ŵ has at most (k/2)·k entries that are not 0: only those are computed."""
+def _expanded(d2: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """ŵ (Eq. 4) where it is not 0: in row i, `values[i]` are added up at the columns `places[i]`; (N, floor(k/2)·k) each.
+
+    Everything follows from the (N, k) table of neighbours; of the (N, N) matrix only that table is taken.
+    """
     n = len(d2)
     if not 2 <= k <= n:
         raise ValueError(f"k must lie between 2 and the number of patches ({n}), got {k}")
     # The diagonal goes below every distance, so that a row is its own first neighbour even beside an exact copy.
-    own = torch.eye(n, dtype=torch.bool, device=d2.device)
-    near = d2.masked_fill(own, -1).topk(k, largest=False).indices  # (N, k), nearest first
+    near = d2.fill_diagonal_(-1).topk(k, largest=False).indices  # (N, k), nearest first
+    d2.fill_diagonal_(0)
     members = near[near]  # (N, k, k): the neighbours of each neighbour
     common = (members[:, :, :, None] == near[:, None, None, :]).sum((2, 3))  # (N, k) = |N_k(i) ∩ N_k(j)|
     overlap = common.to(d2.dtype) / k  # (N, k): the row of w̃ (Eq. 2) at its only non-zero places
@@ -148,11 +203,19 @@ def _contextual(d2: Tensor, k: int) -> Tensor:
     rows = torch.arange(n, device=d2.device)
     mutual = (near[half][:, :, : k // 2] == rows[:, None, None]).any(2)  # (N, k/2): l ∈ R_{k/2}(i), Eq. 3
     share = mutual.to(d2.dtype) / mutual.sum(1, keepdim=True)  # i itself is mutual: never 0/0
+    return near[half].flatten(1), (share[:, :, None] * overlap[half]).flatten(1)
 
-    places = near[half].flatten(1)  # (N, k/2·k): the j at which row l of w̃ is not 0
-    values = (share[:, :, None] * overlap[half]).flatten(1)
-    expanded = torch.zeros_like(d2).scatter_add_(1, places, values)  # (N, N) = ŵ, Eq. 4
-    return (expanded + expanded.T) / 2  # Eq. 5
+
+def _dense(expanded: tuple[Tensor, Tensor], n: int) -> Tensor:
+    """Eq. 5 as a (N, N) matrix."""
+    places, values = expanded
+    full = values.new_zeros(n, n).scatter_add_(1, places, values)  # ŵ
+    return (full + full.T) / 2
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
 
 
 def _checked(z: Tensor) -> Tensor:

@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.optim import AdamP
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import rcp.adamp
 import rcp.files
 import rcp.head
 from rcp.checkpoint import TrainingState, read_state, write_state
 from rcp.files import read_tensors, write_tensors
 from rcp.head import EpochEnd, Head, TrainSettings, train_head
-from rcp.loss import relaxed_contrastive_loss
-from rcp.similarity import pseudo_labels
+from rcp.loss import relaxed_contrastive_loss, relative_distances
+from rcp.similarity import pseudo_labels, similarities
+from rcp.store import MemoryLimit
 
 SMALL = TrainSettings(
     dimension=5, projection=4, epochs=4, batch_size=12, learning_rate=1e-2, weight_decay=0.3, momentum=0.9
@@ -94,14 +97,14 @@ def fail_at_step(monkeypatch, step: int, error) -> None:
 
 
 def batches_of(monkeypatch, rows, options: TrainSettings, **more) -> list[torch.Tensor]:
-    """The batches that the teacher sees in a training."""
-    seen, teacher = [], Head.teacher
+    """The batches of a training's steps."""
+    seen, step = [], rcp.head._Run._step
 
-    def spying(self, p):
+    def spying(self, p, *rest):
         seen.append(p.clone())
-        return teacher(self, p)
+        return step(self, p, *rest)
 
-    monkeypatch.setattr(Head, "teacher", spying)
+    monkeypatch.setattr(rcp.head._Run, "_step", spying)
     train_head(rows, options, seed=0, **more)
     return seen
 
@@ -382,8 +385,8 @@ def test_the_statistics_of_a_one_step_epoch_are_those_of_its_batch():
 
 
 def test_the_learning_rate_falls_from_its_value_to_next_to_nothing_along_a_cosine(monkeypatch):
-    rates, step = [], AdamP.step
-    monkeypatch.setattr(AdamP, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
+    rates, step = [], rcp.head.AdamP.step
+    monkeypatch.setattr(rcp.head.AdamP, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
     _, history = train_head(ROWS, SMALL, seed=0)
     total = 20
     assert rates == pytest.approx([5e-3 * (1 + math.cos(math.pi * t / total)) for t in range(total)])
@@ -453,6 +456,257 @@ def test_with_a_teacher_that_stands_still_the_labels_stay_and_training_lowers_th
     torch.testing.assert_close(recorder.weights[-1][2:], recorder.weights[0][2:], rtol=0, atol=1e-6)
     for name in ("pairwise_mean", "contextual_mean"):
         assert getattr(history[-1], name) == pytest.approx(getattr(history[0], name), abs=1e-5)
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+VARIANTS = [
+    {},
+    {"normalize": False},
+    {"relative_sigma": True, "sigma": 0.5},
+    {"normalize": False, "relative_sigma": False, "sigma": 3.0},
+    {"k": 4, "alpha": 0.0, "margin": 0.0, "weight_decay": 0.0},
+    {"k": 8, "alpha": 1.0, "margin": 2.0},
+]
+WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+BY_PLACES = ("index", "index_put", "index_put_")
+
+
+class Log(TorchDispatchMode):
+    """What a GPU would make the host wait for, and the numbers of the largest result."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits: list[str] = []
+        self.count = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
+        places = [place for place in args[1] if place is not None] if name in BY_PLACES else []
+        if name in WAITING or any(place.dtype == torch.bool for place in places):  # a mask: nonzero looks at it inside
+            self.waits.append(name)
+        result = function(*args, **(kwargs or {}))
+        self.count += 1
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return result
+
+
+def run_of(width: int, options: TrainSettings, device: str = "cpu", dtype=torch.float32) -> rcp.head._Run:
+    """A training before its first step, with a teacher that is not the student."""
+    head = Head(width, options.dimension, options.projection, generator=seeded(8)).to(device, dtype)
+    with torch.no_grad():
+        for layer in (head.teacher_f, head.teacher_g):
+            layer.weight.add_(0.3 * gaussian(*layer.weight.shape, seed=9).to(layer.weight))
+    parameters = [head.f.weight, head.g.weight]
+    optimizer = rcp.head.AdamP(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    return rcp.head._Run(torch.empty(60, width), options, head, optimizer, seeded(), None)
+
+
+@pytest.mark.parametrize("change", VARIANTS)
+def test_a_step_has_the_loss_and_the_gradients_of_autograd_and_moves_as_timm_does(change):
+    options = replace(SMALL, **change)
+    run, p = run_of(7, options, dtype=torch.float64), gaussian(20, 7, seed=5).double()
+    f, g, slow_f, slow_g = weights(run.head)
+    relative = not options.normalize if options.relative_sigma is None else options.relative_sigma
+    similar = {"sigma": options.sigma, "k": options.k, "normalize": options.normalize, "relative_sigma": relative}
+    labels = pseudo_labels(p @ slow_f.T @ slow_g.T, options.alpha, **similar)
+    student = [f.clone().requires_grad_(), g.clone().requires_grad_()]
+    expected = relaxed_contrastive_loss(p @ student[0].T @ student[1].T, labels, options.margin)
+    expected.backward()
+    optimizer = AdamP(student, lr=3e-3, weight_decay=options.weight_decay)
+    gradients = [weight.grad.clone() for weight in student]
+    optimizer.step()
+
+    loss, (seen,) = run._step(p, 3e-3, True)
+    assert float(loss) == pytest.approx(expected.item(), rel=0, abs=1e-10) and not loss.requires_grad
+    for ours, theirs in zip((run.head.f.weight.grad, run.head.g.weight.grad), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    moved = weights(run.head)
+    for ours, theirs in zip(moved[:2], student, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-9)
+    for slow, before, fast in zip(moved[2:], (slow_f, slow_g), moved[:2], strict=True):
+        torch.testing.assert_close(slow, 0.9 * before + 0.1 * fast, rtol=0, atol=1e-12)
+
+    off = ~torch.eye(20, dtype=torch.bool)
+    pairwise, contextual = similarities(p @ slow_f.T @ slow_g.T, **similar)
+    delta = relative_distances(p @ f.T @ g.T)[off]
+    quantiles = torch.quantile(delta, torch.tensor(rcp.head.QUANTILES, dtype=torch.float64))
+    shares = [(delta < options.margin).double().mean(), pairwise[off].mean(), contextual[off].mean()]
+    assert seen == pytest.approx([float(x) for x in (*shares, *quantiles)], abs=1e-9)
+    assert run._step(p, 3e-3, False)[1] == []
+
+
+@pytest.mark.parametrize("change", VARIANTS)
+def test_a_step_never_makes_the_host_wait_for_the_device(change):
+    run, p = run_of(7, replace(SMALL, **change)), gaussian(20, 7)
+    with Log() as log:
+        for _ in range(2):
+            run._step(p, 1e-2, False)
+    assert log.count > 40 and log.waits == []
+
+
+@pytest.mark.parametrize("change", VARIANTS)
+def test_a_step_works_on_a_device_that_answers_no_question(change):
+    run, p = run_of(7, replace(SMALL, **change), device="meta"), torch.empty(20, 7, device="meta")
+    for _ in range(2):
+        loss, _ = run._step(p, 1e-2, False)
+    assert loss.is_meta and run.head.teacher_g.weight.is_meta
+
+
+QUESTIONS = [
+    lambda x: float(x.sum()), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: (x > 0).nonzero(),
+    lambda x: x.masked_select(x > 0), lambda x: torch.equal(x, x + 1), lambda x: x.unique(), lambda x: x.sum().tolist(),
+    lambda x: x.__setitem__(x > 0, torch.ones(1)), lambda x: x.cpu(), lambda x: x.numpy(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", QUESTIONS)
+def test_one_of_the_two_checks_above_finds_every_kind_of_question(ask):
+    with Log() as log:
+        ask(torch.arange(-3.0, 3))
+    try:
+        ask(torch.arange(-3.0, 3, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError):
+        log.waits.append("meta")
+    assert log.waits
+
+
+@pytest.mark.parametrize(("n", "change"), [(2048, {}), (1024, {"normalize": False}), (64, {"dimension": 160})])
+def test_a_step_holds_nothing_larger_than_the_distances_the_features_or_the_weights(n, change):
+    options = replace(SMALL, **{"dimension": 24, "projection": 16} | change)
+    run, p = run_of(48, options), gaussian(n, 48)
+    with Log() as log:
+        run._step(p, 1e-2, False)
+    assert n * n <= log.largest <= max(n * n, n * 2 * options.dimension, run.both.numel())
+
+
+def test_the_optimiser_of_the_training_is_ours():
+    assert rcp.head.AdamP is rcp.adamp.AdamP
+
+
+# --- student and teacher in one matrix ------------------------------------------------------------
+
+
+@pytest.fixture
+def spied(monkeypatch) -> list[list[torch.Tensor]]:
+    """The weights before each step; there, f and the teacher's f must lie one under the other in one matrix."""
+    seen, step = [], rcp.head._Run._step
+
+    def spying(self, *rest):
+        f, slow = self.head.f.weight, self.head.teacher_f.weight
+        assert self.both.shape == (2 * len(f), f.shape[1]) and self.both.is_contiguous()
+        assert f.data_ptr() == self.both.data_ptr() and slow.data_ptr() == f.data_ptr() + f.nbytes
+        seen.append(weights(self.head))
+        return step(self, *rest)
+
+    monkeypatch.setattr(rcp.head._Run, "_step", spying)
+    return seen
+
+
+def assert_own_memory(head: Head) -> None:
+    every = [layer.weight for layer in (head.f, head.g, head.teacher_f, head.teacher_g)]
+    assert len({weight.untyped_storage().data_ptr() for weight in every}) == 4
+    for weight in every:
+        assert weight.untyped_storage().nbytes() == weight.nbytes and weight.is_contiguous()
+
+
+def test_f_and_its_teacher_lie_in_one_matrix_while_they_are_trained_and_apart_afterwards(spied):
+    recorder = Recorder()
+    head, _ = train_head(ROWS, SMALL, seed=4, callbacks=[recorder])
+    assert len(spied) == 20 and same(spied[0], recorder.weights[0]) and same(spied[5], recorder.weights[1])
+    assert_own_memory(head)
+    assert same(weights(head), recorder.weights[-1])
+
+
+def test_they_lie_in_one_matrix_behind_a_checkpoint_too(spied, tmp_path):
+    path, recorder = tmp_path / "training.safetensors", Recorder()
+    with pytest.raises(Killed):
+        train_head(ROWS, SMALL, seed=4, checkpoint=path, callbacks=[recorder, kill_at(2)])
+    spied.clear()
+    head, _ = train_head(ROWS, SMALL, seed=4, checkpoint=path)
+    assert len(spied) == 10 and same(spied[0], recorder.weights[2])
+    assert_own_memory(head)
+    again, _ = train_head(ROWS, SMALL, seed=4, checkpoint=path)  # nothing left to do
+    assert_own_memory(again)
+    assert same(weights(again), weights(head))
+
+
+def test_an_interrupted_or_untrained_head_owns_its_memory_too(monkeypatch):
+    recorder = Recorder()
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 8, KeyboardInterrupt)
+        with pytest.warns(UserWarning, match="epoch 1"):
+            head, _ = train_head(ROWS, SMALL, seed=4, callbacks=[recorder])
+    assert_own_memory(head)
+    assert same(weights(head), recorder.weights[1])
+    assert_own_memory(train_head(ROWS, replace(SMALL, epochs=0), seed=4)[0])
+
+
+# --- where the rows lie, and how exactly ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("change", "unit"), [({}, 1), ({"batch": "images", "batch_size": 13}, 6)])
+def test_half_precise_rows_train_as_the_same_numbers_in_float32(dtype, change, unit):
+    rows, options = ROWS.to(dtype), replace(SMALL, **change)
+    half, first = train_head(rows, options, seed=4, patches_per_image=unit)
+    full, second = train_head(rows.float(), options, seed=4, patches_per_image=unit)
+    assert same(weights(half), weights(full)) and timeless(first) == timeless(second)
+    assert half.f.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("change", "unit"), [({}, 1), ({"batch": "images", "batch_size": 13}, 6)])
+def test_rows_in_a_mapped_file_train_as_in_memory(tmp_path, dtype, change, unit):
+    rows, options = ROWS.to(dtype), replace(SMALL, **change)
+    store = MemoryLimit(1, tmp_path).empty(rows.shape, dtype)
+    store.values.copy_(rows)
+    store.release()
+    assert store.file is not None
+    mapped, first = train_head(store.values, options, seed=4, patches_per_image=unit)
+    kept, second = train_head(rows, options, seed=4, patches_per_image=unit)
+    assert same(weights(mapped), weights(kept)) and timeless(first) == timeless(second)
+    assert torch.equal(store.values, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_of_half_precise_rows_goes_on_bit_by_bit_and_refuses_other_rows(tmp_path, dtype):
+    path, rows = tmp_path / "training.safetensors", ROWS.to(dtype)
+    whole, _ = train_head(rows, SMALL, seed=4)
+    with pytest.raises(Killed):
+        train_head(rows, SMALL, seed=4, checkpoint=path, callbacks=[kill_at(2)])
+    for other_rows in (rows * 2, ROWS):
+        with pytest.raises(ValueError, match="other settings, seed or features"):
+            train_head(other_rows, SMALL, seed=4, checkpoint=path)
+    resumed, history = train_head(rows, SMALL, seed=4, checkpoint=path)
+    assert same(weights(whole), weights(resumed)) and len(history) == 4
+
+
+def test_batches_reach_the_step_in_float32(monkeypatch):
+    assert {batch.dtype for batch in batches_of(monkeypatch, ROWS.bfloat16(), SMALL)} == {torch.float32}
+
+
+class Elsewhere:
+    """Rows of some size on some device."""
+
+    def __init__(self, device: str, nbytes: int):
+        self.device, self.nbytes = torch.device(device), nbytes
+
+    def to(self, device):
+        return Elsewhere(device, self.nbytes)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "nbytes", "moves"),
+    [("cpu", "cuda", 500, True), ("cpu", "cuda", 501, False), ("cuda", "cuda", 10, False), ("cpu", "cpu", 10, False),
+     ("cpu", "mps", 10, False)],
+)  # fmt: skip
+def test_rows_move_to_a_gpu_if_they_take_at_most_half_of_its_room(monkeypatch, here, there, nbytes, moves):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    rows = Elsewhere(here, nbytes)
+    found = rcp.head._beside(rows, torch.device(there))
+    assert found.device.type == there if moves else found is rows
 
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -668,6 +922,21 @@ def test_a_state_comes_back_whole(tmp_path):
     assert [m["step"] for m in theirs] == [3, 3]
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+
+
+def test_the_state_of_our_optimiser_comes_back_whole(tmp_path):
+    kept, fresh = run_of(7, SMALL), run_of(7, SMALL)
+    for batch in ROWS.split(20):
+        kept._step(batch, 1e-2, False)
+    states = [TrainingState(run.head, run.optimizer, run.generator, {}, ROWS) for run in (kept, fresh)]
+    write_state(tmp_path / "s", states[0], [])
+    read_state(tmp_path / "s", states[1])
+    assert same(weights(kept.head), weights(fresh.head))
+    assert not same(weights(kept.head), weights(run_of(7, SMALL).head))
+    for run in (kept, fresh):
+        run._step(ROWS[:20], 5e-3, False)
+    assert same(weights(kept.head), weights(fresh.head))
+    assert [state["step"] for state in fresh.optimizer.state.values()] == [4, 4]
 
 
 def test_no_file_is_an_empty_history_and_changes_nothing(tmp_path):

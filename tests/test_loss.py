@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcp.distances import distances, squared_distances
-from rcp.loss import loss_of_distances, pushed_share, relative_distances, relaxed_contrastive_loss
+from rcp.loss import (
+    loss_and_gradient,
+    loss_of_distances,
+    pushed_share,
+    relative_distances,
+    relaxed_contrastive_loss,
+)
 
 VECTOR = json.loads((Path(__file__).parent / "data" / "similarity.json").read_text(encoding="utf-8"))
 BATCHES = st.tuples(st.integers(2, 10), st.integers(2, 6), st.integers(0, 10**6))  # rows, columns, seed
@@ -232,6 +238,140 @@ def test_descending_the_loss_with_fixed_labels_separates_two_mixed_clusters():
     assert d[w == 1].max() < d[w == 0].min() / 2
 
 
+# --- the gradient by hand -------------------------------------------------------------------------
+
+
+def by_autograd(z, w, margin: float):
+    """(loss, gradient, δ) as autograd has them."""
+    z = z.detach().clone().requires_grad_()
+    loss = relaxed_contrastive_loss(z, w, margin)
+    loss.backward()
+    return loss.detach(), z.grad, relative_distances(z.detach())
+
+
+def assert_as_autograd(z, w, margin: float, **tolerance):
+    for ours, theirs in zip(loss_and_gradient(z, w, margin), by_autograd(z, w, margin), strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@st.composite
+def labelled(draw, n: int):
+    """Labels of n patches: all 0, all 1, the same for all pairs, or at random, and then not symmetric."""
+    kind = draw(st.sampled_from(["zeros", "ones", "equal", "random", "corners"]))
+    if kind == "random":
+        return labels(n, draw(st.integers(0, 10**6)))
+    if kind == "corners":
+        return labels(n, draw(st.integers(0, 10**6))).round()
+    return torch.full((n, n), {"zeros": 0.0, "ones": 1.0}.get(kind) or draw(st.floats(0, 1)), dtype=torch.float64)
+
+
+@st.composite
+def symmetric_batches(draw):
+    """Small whole numbers around 0, each row with its mirror image: copies have a distance of exactly 0."""
+    n, d = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    rows = draw(st.lists(st.lists(st.integers(-2, 2), min_size=d, max_size=d), min_size=n, max_size=n))
+    z = torch.tensor(rows, dtype=torch.float64)
+    z = torch.cat([z, -z, torch.zeros(draw(st.integers(0, 2)), d, dtype=torch.float64)])
+    return z[torch.randperm(len(z), generator=torch.Generator().manual_seed(draw(st.integers(0, 100))))]
+
+
+@settings(deadline=None, max_examples=100)
+@given(BATCHES, st.sampled_from([0.0, 0.1, 1.0]) | MARGINS, st.data())
+def test_loss_and_gradient_equal_autograd(batch, margin, data):
+    n, d, seed = batch
+    assert_as_autograd(gaussian(n, d, seed=seed), data.draw(labelled(n)), margin, rtol=1e-10, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=100)
+@given(symmetric_batches(), st.sampled_from([0.0, 0.5, 1.0, 2.0]) | MARGINS, st.data())
+def test_loss_and_gradient_equal_autograd_beside_exact_copies(z, margin, data):
+    assert_as_autograd(z, data.draw(labelled(len(z))), margin, rtol=1e-10, atol=1e-10)
+
+
+def test_copies_whose_distance_is_not_exactly_zero_get_the_gradient_of_autograd_to_rounding():
+    z = gaussian(20, 8, seed=14)
+    z = torch.cat([z, z[:7], z[:3]]) + 3
+    assert 0 < int((distances(z) < 1e-6).sum()) - 30
+    assert_as_autograd(z, labels(30, 14), 1.0, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [2, 3, 50, 300])
+def test_loss_and_gradient_equal_autograd_in_float32_and_in_large_batches(n):
+    z, w = gaussian(n, 40, seed=15, dtype=torch.float32), labels(n, 15).float()
+    assert_as_autograd(z, w, 1.0, rtol=1e-4, atol=1e-6)
+    loss, gradient, delta = loss_and_gradient(z, w)
+    assert loss.shape == () and gradient.shape == z.shape and delta.shape == w.shape
+    assert loss.dtype == gradient.dtype == delta.dtype == torch.float32
+
+
+def test_the_gradient_by_hand_equals_finite_differences_of_the_loop():
+    z, w, step = gaussian(5, 3, seed=16), labels(5, 16), 1e-6
+    gradient = loss_and_gradient(z, w, 1.2).gradient
+    for i in range(5):
+        for j in range(3):
+            up, down = z.clone(), z.clone()
+            up[i, j] += step
+            down[i, j] -= step
+            slope = (slow_loss(up, w, 1.2) - slow_loss(down, w, 1.2)) / (2 * step)
+            assert float(gradient[i, j]) == pytest.approx(slope, abs=1e-7)
+
+
+def test_loss_and_gradient_equal_the_spec_test_vector():
+    z, w = (torch.tensor(VECTOR[name], dtype=torch.float64) for name in ("z", "w"))
+    assert float(loss_and_gradient(z, w, VECTOR["m"]).loss) == pytest.approx(VECTOR["loss"], rel=0, abs=1e-12)
+
+
+def test_the_margin_of_loss_and_gradient_is_one_unless_said():
+    z, w = gaussian(8, 4, seed=17), labels(8, 17)
+    for ours, theirs in zip(loss_and_gradient(z, w), loss_and_gradient(z, w, 1.0), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_rows_the_loss_is_the_margins_and_there_is_no_gradient(value, dtype):
+    w = labels(4, 18).to(dtype)
+    loss, gradient, delta = loss_and_gradient(torch.full((4, 3), value, dtype=dtype), w, margin=2.0)
+    torch.testing.assert_close(loss, 4 * (1 - w).sum() / 4)
+    assert (gradient == 0).all() and (delta == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_and_equal_arbitrary_rows_stay_finite_without_autograd(dtype):
+    for seed in range(20):
+        z = gaussian(6, 9, seed=seed, dtype=dtype) * 30
+        for rows in (z[:1].repeat(13, 1), torch.cat([z, z[:2], z[:1]]), z.repeat(2, 1), (z / 10).round().repeat(3, 1)):
+            loss, gradient, delta = loss_and_gradient(rows, labels(len(rows), seed).to(dtype))
+            assert loss.isfinite() and gradient.isfinite().all() and delta.isfinite().all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e2, 1e4])
+def test_far_from_the_origin_the_gradient_stays_accurate(shift):
+    z, w = gaussian(40, 16, seed=19), labels(40, 19)
+    far = (z + shift).float()  # what of z is lost here, is lost before
+    loss, gradient, _ = by_autograd(far.double(), w, 1.0)
+    ours = loss_and_gradient(far, w.float())
+    assert float(ours.loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float((ours.gradient - gradient).norm()) < 1e-5 * float(gradient.norm())
+
+
+@settings(deadline=None, max_examples=30)
+@given(BATCHES)
+def test_the_gradient_by_hand_moves_neither_the_middle_nor_the_scale(batch):
+    n, d, seed = batch
+    z = gaussian(n, d, seed=seed)
+    gradient = loss_and_gradient(z, labels(n, seed)).gradient
+    assert float(gradient.sum(0).abs().max()) < 1e-10 and abs(float((gradient * z).sum())) < 1e-10
+
+
+def test_loss_and_gradient_change_nothing_that_they_are_given_and_record_no_gradient():
+    z, w = gaussian(7, 3, seed=20).requires_grad_(), labels(7, 20)
+    before = z.detach().clone(), w.clone()
+    found = loss_and_gradient(z, w)
+    assert torch.equal(z.detach(), before[0]) and torch.equal(w, before[1]) and z.grad is None
+    assert not any(tensor.requires_grad for tensor in found)
+
+
 # --- the traps of the ports -----------------------------------------------------------------------
 
 
@@ -312,3 +452,14 @@ def test_labels_of_another_shape_are_refused(shape):
 def test_a_negative_margin_is_refused():
     with pytest.raises(ValueError, match="margin"):
         relaxed_contrastive_loss(torch.zeros(4, 2), torch.zeros(4, 4), -0.1)
+
+
+def test_loss_and_gradient_refuse_what_the_loss_refuses():
+    for shape in ((5,), (1, 5), (0, 5), (2, 3, 4)):
+        with pytest.raises(ValueError, match="at least two rows"):
+            loss_and_gradient(torch.zeros(shape), torch.zeros(2, 2))
+    for shape in ((5, 4), (4,), (3, 3), (4, 4, 1)):
+        with pytest.raises(ValueError, match=r"w must be \(4, 4\) for 4 patches"):
+            loss_and_gradient(torch.zeros(4, 2), torch.zeros(shape))
+    with pytest.raises(ValueError, match="margin must not be negative, got -0.1"):
+        loss_and_gradient(torch.zeros(4, 2), torch.zeros(4, 4), -0.1)

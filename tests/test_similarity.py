@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcp.similarity import contextual_similarity, mix, pairwise_similarity, pseudo_labels, similarities
+from rcp.similarity import (
+    contextual_similarity,
+    labels_with_means,
+    mix,
+    pairwise_similarity,
+    pseudo_labels,
+    similarities,
+)
 
 VECTOR = json.loads((Path(__file__).parent / "data" / "similarity.json").read_text(encoding="utf-8"))
 EPS = 1e-12
@@ -278,7 +285,7 @@ def test_alpha_one_is_pairwise_and_alpha_zero_is_contextual():
     z = gaussian(12, 4, seed=6)
     pairwise, contextual = similarities(z)
     assert torch.equal(pseudo_labels(z, alpha=1.0), pairwise)
-    assert torch.equal(pseudo_labels(z, alpha=0.0), contextual)
+    torch.testing.assert_close(pseudo_labels(z, alpha=0.0), contextual)  # other order of addition
     torch.testing.assert_close(pseudo_labels(z), (pairwise + contextual) / 2)
 
 
@@ -301,6 +308,87 @@ def test_labels_carry_no_gradient_and_leave_the_argument_alone():
     for w in (pairwise_similarity(z), contextual_similarity(z), pseudo_labels(z), *similarities(z)):
         assert not w.requires_grad
     assert torch.equal(z.detach(), before)
+
+
+# --- labels with their means ----------------------------------------------------------------------
+
+
+def mean_of_pairs(square) -> float:
+    """The mean of all entries i ≠ j, one by one."""
+    n = len(square)
+    return sum(float(square[i, j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    batches(most=20) | tied_batches(), st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1), st.floats(0.05, 20),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_labels_with_means_are_the_mix_of_both_similarities_and_their_means(batch, alpha, sigma, normalize, relative):
+    z, k = batch
+    before = z.clone()
+    found = labels_with_means(z, alpha, sigma, k, normalize, relative)
+    pairwise, contextual = similarities(z, sigma, k, normalize, relative)
+    torch.testing.assert_close(found.w, mix(pairwise, contextual, alpha), rtol=0, atol=EPS)
+    assert float(found.pairwise_mean) == pytest.approx(mean_of_pairs(pairwise), rel=0, abs=EPS)
+    assert float(found.contextual_mean) == pytest.approx(mean_of_pairs(contextual), rel=0, abs=EPS)
+    assert torch.equal(z, before)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 8, 9, 60])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_labels_with_means_of_a_large_batch_equal_the_dense_matrices(k, alpha):
+    z = gaussian(60, 6, seed=14)
+    pairwise, contextual = slow_pairwise(z, 3.0), dense_contextual(z, k)
+    w, pairwise_mean, contextual_mean = labels_with_means(z, alpha, 3.0, k, normalize=False)
+    torch.testing.assert_close(w, alpha * pairwise + (1 - alpha) * contextual, rtol=0, atol=1e-9)
+    assert float(pairwise_mean) == pytest.approx(mean_of_pairs(pairwise), abs=1e-9)
+    assert float(contextual_mean) == pytest.approx(mean_of_pairs(contextual), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [4, 5])
+def test_the_means_of_four_points_on_a_line_by_hand(k):
+    z = torch.tensor([[0.0], [1.0], [3.0], [10.0]], dtype=torch.float64)
+    found = labels_with_means(z, 0.0, 2.0, 2, normalize=False)  # w̃, see above: 1 + 1 + ½ + ½ off the diagonal
+    assert float(found.contextual_mean) == 3 / 12
+    exponents = (0.5, 4.5, 50, 2, 40.5, 24.5)
+    assert float(found.pairwise_mean) == pytest.approx(2 * sum(math.exp(-e) for e in exponents) / 12)
+    five = torch.cat([z, z[:1] + 11])[:k]
+    expected = mean_of_pairs(slow_contextual(five, k))  # k = N: everybody is everybody's neighbour
+    assert float(labels_with_means(five, 0.5, 2.0, k, normalize=False).contextual_mean) == expected == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_a_relative_sigma_equal_rows_are_fully_alike(value, normalize, dtype):
+    z = torch.full((9, 4), value, dtype=dtype)
+    w, pairwise_mean, contextual_mean = labels_with_means(z, 1.0, 0.1, 5, normalize, relative_sigma=True)
+    assert (w == 1).all() and float(pairwise_mean) == 1 and 0 <= float(contextual_mean) <= 1
+    assert labels_with_means(z, 0.5, 0.1, 5, normalize, relative_sigma=True).w.isfinite().all()
+
+
+def test_labels_with_means_carry_no_gradient_and_keep_the_type():
+    z = gaussian(12, 5, seed=15, dtype=torch.float32).requires_grad_()
+    found = labels_with_means(z)
+    assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in found)
+    assert [tuple(tensor.shape) for tensor in found] == [(12, 12), (), ()]
+    assert torch.equal(found.w, pseudo_labels(z))
+    assert torch.equal(found.w, labels_with_means(z, 0.5, 1.0, 5, True, False).w)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_labels_with_means_ask_nothing_of_the_device(relative):
+    z = torch.empty(20, 6, device="meta")  # a device that holds no numbers: any question is an error
+    assert all(tensor.is_meta for tensor in labels_with_means(z, relative_sigma=relative))
+
+
+def test_similarities_give_both_parts_without_changing_each_other():
+    z = gaussian(15, 4, seed=16)
+    pairwise, contextual = similarities(z, 1.5, 4, normalize=False)
+    again = contextual_similarity(z, 4), pairwise_similarity(z, 1.5)
+    assert torch.equal(contextual, again[0]) and torch.equal(pairwise, again[1])
+    assert (pairwise.diagonal() == 1).all()
 
 
 # --- the traps of the ports -----------------------------------------------------------------------
@@ -384,3 +472,15 @@ def test_rows_of_another_shape_or_kind_are_refused(z):
     for function in (pairwise_similarity, contextual_similarity, pseudo_labels):
         with pytest.raises(ValueError, match="floating-point"):
             function(z)
+
+
+def test_labels_with_means_refuse_what_pseudo_labels_refuse():
+    z = gaussian(8, 3)
+    wrong = [{"alpha": -0.1}, {"alpha": math.nan}, {"sigma": 0.0}, {"sigma": -1.0}, {"k": 1}, {"k": 9}]
+    wrong += [{"sigma": 0.0, "relative_sigma": True}, {"sigma": math.nan, "relative_sigma": True}]
+    for options in wrong:
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
+            labels_with_means(z, **options)
+    for wrong in (torch.zeros(8), torch.zeros(2, 8, 3), torch.zeros(8, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="floating-point"):
+            labels_with_means(wrong)
