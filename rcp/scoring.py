@@ -118,13 +118,13 @@ def pixel_maps(
         (n, height, width) float32.
     """
     top, left, bottom, right = box or (0, 0, *size)
-    down = _side(grids.shape[1], size[0], float(top), float(bottom), sigma).to(grids.device)
-    across = _side(grids.shape[2], size[1], float(left), float(right), sigma).to(grids.device)
+    down = _side(grids.shape[1], size[0], float(top), float(bottom), sigma, grids.device)
+    across = _side(grids.shape[2], size[1], float(left), float(right), sigma, grids.device)
     return down @ grids.float() @ across.T
 
 
 @lru_cache(maxsize=256)
-def _side(n: int, length: int, start: float, stop: float, sigma: float) -> Tensor:
+def _side(n: int, length: int, start: float, stop: float, sigma: float, device: torch.device) -> Tensor:
     """(length, n): linear interpolation of n scores, spread over [start, stop], at the centres of `length` pixels."""
     where = (np.arange(length) + 0.5 - start) / (stop - start) * n - 0.5  # in units of the grid
     where = where.clip(0, n - 1)
@@ -135,7 +135,7 @@ def _side(n: int, length: int, start: float, stop: float, sigma: float) -> Tenso
     matrix[pixels, np.minimum(low + 1, n - 1)] += where - low
     if sigma > 0:
         matrix = gaussian_filter1d(matrix, sigma, axis=0, mode="reflect", truncate=4.0)
-    return torch.from_numpy(matrix).float()
+    return torch.from_numpy(matrix).float().to(device)
 
 
 @dataclass(frozen=True)
