@@ -15,7 +15,7 @@ import torch
 from rcp.coreset import coreset_size
 from rcp.data import Split
 from rcp.detectors import BankDetector, ReConPatch
-from rcp.features import PatchExtractor
+from rcp.features import STORED, PatchExtractor
 from rcp.head import train_head
 from rcp.images import Batch, stream
 
@@ -29,9 +29,10 @@ class Estimate:
 
     Attributes:
         images, rows, width: training images, patches, numbers a patch.
-        feature_bytes: of all training features, float32; the largest thing held.
+        feature_bytes: of all training features, as they are stored; the largest thing there is.
         memory_rows, memory_bytes: of the coreset.
         held_bytes: features and their projection, which fitting holds together; networks and libraries come on top.
+        mapped: whether the features will lie in a file, as the detector's limit leaves no room for them in memory.
         seconds: by stage: features, training, coreset, calibration, scoring.
     """
 
@@ -42,13 +43,14 @@ class Estimate:
     memory_rows: int
     memory_bytes: int
     held_bytes: int
+    mapped: bool
     seconds: dict[str, float]
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items() if seconds >= 0.5)
         return (
-            f"{self.images} images → {self.rows:,} patches × {self.width} = {size(self.feature_bytes)}; memory of "
-            f"{self.memory_rows:,} rows = {size(self.memory_bytes)}; about {sum(self.seconds.values()):.0f} s"
+            f"{self.images} images → {self.rows:,} patches × {self.width} = {size(self.feature_bytes)}"
+            f"{' in a file' if self.mapped else ''}; memory of {self.memory_rows:,} rows = {size(self.memory_bytes)}; about {sum(self.seconds.values()):.0f} s"
             + (f" ({stages})" if stages else "")
         )
 
@@ -91,9 +93,11 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
         "calibration": folds and folds * (1 - 1 / folds) ** 2 * picking + n * searching,
         "scoring": len(test) * (per_image + searching) if test is not None else 0.0,
     }
-    features, memory = 4 * rows * extractor.width, 4 * kept * detector.output_width
+    features = STORED[extractor.settings.stored].itemsize * rows * extractor.width
+    memory = 4 * kept * detector.output_width
     points = 4 * rows * min(detector.bank.projection or detector.output_width, detector.output_width)
-    return Estimate(n, rows, extractor.width, features, kept, memory, features + points, seconds)
+    mapped = not detector.limit.fits(features)
+    return Estimate(n, rows, extractor.width, features, kept, memory, features + points, mapped, seconds)
 
 
 def _image_seconds(extractor: PatchExtractor, train: Split) -> tuple[float, tuple[int, int]]:

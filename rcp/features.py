@@ -24,8 +24,12 @@ from rcp import progress
 from rcp.backbones import load_backbone
 from rcp.data import Split
 from rcp.images import Geometry, ImageError, stream
+from rcp.store import MemoryLimit, Store
 
 Images = Split | Sequence[str | Path]
+STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PASS = 8 * 224 * 224  # pixels of a pass of the network: more are not faster, and take more memory
+RELEASE = 2**28  # bytes of a mapped file that may be in memory before they are let go
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class FeatureSettings:
         normalization: of the input: "imagenet" (mean and deviation of ImageNet's colours, as PatchCore's code and its
             re-implementations do for every backbone: numbers compare) or "model" (what the weights were trained with; it
             differs for the EfficientNets).
-        precision: "float32", or "bfloat16" for the network's products (the features are float32 in any case).
+        precision: "float32", or "bfloat16" for the network's products.
+        stored: how exactly the features are kept, for half the memory or disk: "float32", "float16" or "bfloat16"; all that
+            is computed from them is computed in float32.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -62,6 +68,7 @@ class FeatureSettings:
     weights: str | Path | None = None
     normalization: str = "imagenet"
     precision: str = "float32"
+    stored: str = "float32"
 
     def __post_init__(self):
         for name in ("levels", "strides", "resize", "crop"):  # lists are what JSON makes of tuples
@@ -79,6 +86,8 @@ class FeatureSettings:
             raise ValueError(f"normalization must be 'imagenet' or 'model', got {self.normalization!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.stored not in STORED:
+            raise ValueError(f"stored must be one of {', '.join(STORED)}, got {self.stored!r}")
         Geometry(self.resize, self.crop)  # raises on sizes that cannot be
 
     @property
@@ -93,7 +102,7 @@ class FeatureBatch:
 
     Attributes:
         indices: positions of the images in what was asked for.
-        values: (b, H, W, C) float32, on the extractor's device.
+        values: (b, H, W, C), on the extractor's device, in the type in which they are stored.
         sizes: per image (height, width) of the file in pixels.
     """
 
@@ -107,13 +116,15 @@ class PatchFeatures:
     """The features of a set of images, and where they come from.
 
     Attributes:
-        values: (n, H, W, C) float32 on the CPU: n images that could be read, in their order.
+        values: (n, H, W, C) on the CPU, in memory or in a mapped file, in the type that `settings.stored` names: n images
+            that could be read, in their order.
         paths: of all images asked for.
         indices: positions, in `paths`, of the n images.
         sizes: per image (height, width) of the file in pixels.
         skipped: (path, reason) of the images that could not be read, with on_error="skip".
         settings: what decided them.
         weights_sha256: of the backbone.
+        store: where the values lie, if `PatchExtractor.extract` made room for them.
     """
 
     values: Tensor
@@ -123,6 +134,7 @@ class PatchFeatures:
     skipped: list[tuple[Path, str]]
     settings: FeatureSettings
     weights_sha256: str
+    store: Store | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -131,6 +143,11 @@ class PatchFeatures:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def release(self) -> None:
+        """Let go of the pages of a mapped file, if the values lie in one."""
+        if self.store is not None:
+            self.store.release()
 
 
 def paths_of(images: Images) -> list[Path]:
@@ -208,7 +225,7 @@ class PatchExtractor:
         settings: FeatureSettings = FeatureSettings(),
         *,
         device: str = "auto",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         workers: int = min(4, os.cpu_count() or 1),
     ):
         """Load the backbone.
@@ -216,7 +233,7 @@ class PatchExtractor:
         Args:
             settings: what decides the features.
             device: "auto", or torch's name of one.
-            batch_size: images per pass of the network.
+            batch_size: images per pass of the network; None: as many as have about 400,000 pixels, at least one.
             workers: threads that decode ahead of the network; 0 decodes in between.
 
         Raises:
@@ -225,7 +242,8 @@ class PatchExtractor:
         """
         self.settings = settings
         self.device = choose_device(device)
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size = batch_size or _images_a_pass(settings.geometry)
+        self.workers = workers
         self.backbone = load_backbone(
             settings.backbone,
             levels=settings.levels,
@@ -258,7 +276,10 @@ class PatchExtractor:
             pixels: (B, 3, h, w) uint8, RGB.
 
         Returns:
-            (B, H, W, C) float32 on the extractor's device.
+            (B, H, W, C) on the extractor's device, in the type in which features are stored.
+
+        Raises:
+            ValueError: if a feature is too large for float16.
         """
         x = pixels.to(self.device, non_blocking=True).float()
         x = (x * self._scale - self._shift).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
@@ -268,9 +289,17 @@ class PatchExtractor:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         maps, s = [m.float() for m in maps], self.settings.patch_size  # (B, C_l, H_l, W_l)
         if self.settings.merge == "concat":
-            return join_levels([neighbourhood_average(m, s) for m in maps])
+            return self._rounded(join_levels([neighbourhood_average(m, s) for m in maps]))
         joined = join_levels([neighbourhood_pool(m, s, self.settings.pooled_width) for m in maps])
-        return F.adaptive_avg_pool1d(joined.flatten(1, 2), self.settings.pooled_width).unflatten(1, joined.shape[1:3])
+        pooled = F.adaptive_avg_pool1d(joined.flatten(1, 2), self.settings.pooled_width)  # (B, H·W, width)
+        return self._rounded(pooled.unflatten(1, joined.shape[1:3]))
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """The values in the type in which they are stored: streamed and stored features are the same numbers."""
+        stored = values.to(STORED[self.settings.stored])
+        if stored.dtype == torch.float16 and not bool(stored.abs().amax().isfinite()):
+            raise ValueError("a feature is too large for float16, which ends at 65504: take stored='bfloat16'")
+        return stored
 
     def stream(
         self, images: Images, *, on_error: str = "raise", skipped: list[tuple[Path, str]] | None = None
@@ -296,18 +325,22 @@ class PatchExtractor:
             workers=self.workers,
             on_error=on_error,
             skipped=skipped,
+            pin=self.device.type == "cuda",
         )
         with closing(batches), progress.bar("features", len(paths), "image") as shown:
             for batch in batches:
                 yield FeatureBatch(batch.indices, self.patches(batch.pixels), batch.sizes)
                 shown.update(len(batch.indices))
 
-    def extract(self, images: Images, *, on_error: str = "raise") -> PatchFeatures:
+    def extract(
+        self, images: Images, *, on_error: str = "raise", limit: MemoryLimit = MemoryLimit()
+    ) -> PatchFeatures:
         """Return the features of all images, written once into one tensor of known size.
 
         Args:
             images: a split, or paths.
             on_error: "raise", or "skip": unreadable files are left out and listed in the result.
+            limit: beyond it the tensor lies in a mapped file.
 
         Returns:
             `PatchFeatures`.
@@ -316,32 +349,46 @@ class PatchExtractor:
             ImageError: as `stream`; also if no file at all could be read.
         """
         paths = paths_of(images)
-        store = _Store(len(paths))
+        store = _Collected(len(paths), limit)
         for batch in self.stream(paths, on_error=on_error, skipped=store.skipped):
             store.add(batch)
-        if store.values is None:
+        if store.room is None:
             path, reason = store.skipped[0]
             raise ImageError(f"none of the {len(paths)} images could be read; the first, {path}: {reason}")
-        values = store.values[: len(store.indices)]
+        values = store.room.values[: len(store.indices)]
         return PatchFeatures(
-            values, paths, store.indices, store.sizes, store.skipped, self.settings, self.backbone.sha256
+            values, paths, store.indices, store.sizes, store.skipped, self.settings, self.backbone.sha256, store.room
         )
 
 
 @dataclass
-class _Store:
-    """Room for all features, allocated when the first batch tells their shape."""
+class _Collected:
+    """All features, in room that is made when the first batch tells their shape."""
 
     capacity: int
-    values: Tensor | None = None
+    limit: MemoryLimit
+    room: Store | None = None
     indices: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    written: int = 0  # bytes since the pages of a mapped file were last let go
 
     def add(self, batch: FeatureBatch) -> None:
-        if self.values is None:
-            self.values = torch.empty(self.capacity, *batch.values.shape[1:])
+        if self.room is None:
+            self.room = self.limit.empty((self.capacity, *batch.values.shape[1:]), batch.values.dtype)
         at = len(self.indices)
-        self.values[at : at + len(batch.indices)] = batch.values
+        self.room.values[at : at + len(batch.indices)] = batch.values
         self.indices += batch.indices
         self.sizes += batch.sizes
+        self.written += batch.values.nbytes
+        if self.written > RELEASE:
+            self.room.release()
+            self.written = 0
+
+
+def _images_a_pass(geometry: Geometry) -> int:
+    side = geometry.crop or geometry.resize
+    if side is None:
+        return 1  # images of any size
+    h, w = (side, side) if isinstance(side, int) else side
+    return max(1, round(PASS / (h * w)))

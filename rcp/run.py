@@ -16,11 +16,11 @@ import torch
 
 from rcp.data import Category
 from rcp.detectors import BankDetector, ReConPatch
-from rcp.estimate import estimate, size
+from rcp.estimate import estimate
 from rcp.evaluation import METRICS, Result, evaluate
 from rcp.files import write_json, write_tensors
 from rcp.modelfile import versions
-from rcp.timing import Stopwatch, peak_rss_bytes
+from rcp.timing import MemoryWatch, Stopwatch, peak_rss_bytes
 
 SCHEMA = 1
 OUTPUTS = ("scores.png", "maps.png", "maps.safetensors")  # what a run may leave beside result.json and model/
@@ -36,7 +36,6 @@ def run(
     on_error: str = "raise",
     maps: bool = False,
     figures: bool = True,
-    max_bytes: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Fit a detector on a category, evaluate it, and write what was found; return the content of `result.json`.
@@ -50,7 +49,6 @@ def run(
         on_error: "raise", or "skip" to leave unreadable images out and list them.
         maps: write the raw patch scores and maps to `maps.safetensors`.
         figures: write `scores.png` and `maps.png`.
-        max_bytes: refuse before the work begins if fitting is predicted to hold more than this.
         say: receives a line of text now and then.
 
     Returns:
@@ -58,20 +56,17 @@ def run(
 
     Raises:
         ValueError, ImageError, WeightsError: as the stages do.
+        MemoryError: if the detector's `limit` leaves no room to work in.
         KeyboardInterrupt: if the training was interrupted; the same call goes on behind its last full epoch.
     """
-    out, watch = Path(out), Stopwatch()
+    out, watch, memory = Path(out), Stopwatch(), MemoryWatch()
     out.mkdir(parents=True, exist_ok=True)
     tested = len(category.test) > 0
-    with watch("total"):
+    with watch("total"), memory:
         with watch("estimate"):
             predicted = estimate(detector, category.train, category.test if tested else None)
         say(f"{category.dataset} {category.name}: {predicted}")
-        if max_bytes is not None and predicted.held_bytes > max_bytes:
-            raise ValueError(
-                f"fitting would hold {size(predicted.held_bytes)}, more than the {size(max_bytes)} allowed: "
-                "take a smaller image size, fewer training images or fewer levels, or allow more"
-            )
+        detector.limit.check()
         checkpoint = out / "training.safetensors"
         if isinstance(detector, ReConPatch):
             detector.fit(category.train, on_error=on_error, checkpoint=checkpoint)
@@ -98,6 +93,7 @@ def run(
     record = {"schema": SCHEMA, "detector": detector.kind, "dataset": dataset, "predicted": predicted.record()}
     record |= _record(category, detector, result, protocol)
     record |= {"seconds": detector.stopwatch.seconds | watch.seconds, "peak_rss_bytes": peak_rss_bytes()}
+    record |= {"peak_anonymous_bytes": memory.peak_bytes, "max_bytes": detector.limit.max_bytes}
     write_json(out / "result.json", record)
     if isinstance(detector, ReConPatch):
         checkpoint.unlink(missing_ok=True)

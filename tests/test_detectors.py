@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +17,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 import rcp
-from rcp import BankSettings, Ensemble, FeatureSettings, PatchCore, ReConPatch, Scores, TrainSettings
+from rcp import BankSettings, Ensemble, FeatureSettings, MemoryLimit, PatchCore, ReConPatch, Scores, TrainSettings
 from rcp.calibration import Calibration
 from rcp.coreset import greedy_coreset
 from rcp.head import Head
 from rcp.images import Geometry, ImageError
 from rcp.memory import MemoryBank
 from rcp.scoring import pixel_maps, score_images, threshold
+from rcp.store import Store
 
 BANK = BankSettings(coreset=0.1, projection=16, folds=3)
 TRAINING = TrainSettings(dimension=24, projection=12, epochs=1, batch_size=96)
@@ -174,6 +176,120 @@ def test_features_of_other_weights_under_the_same_name_are_refused(tiny, photos,
 def test_no_images_are_refused(tiny, make):
     with pytest.raises(ValueError, match="there are no images"):
         make(tiny).fit([])
+
+
+# --- a bound on memory, and features of half the size ----------------------------------------------------
+
+
+@pytest.fixture
+def files(monkeypatch) -> list[str]:
+    """The names under which temporary files were made."""
+    names, real = [], tempfile.mkstemp
+
+    def make(*args, **options):
+        handle, name = real(*args, **options)
+        names.append(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", make)
+    return names
+
+
+def assert_fitted_alike(a, b) -> None:
+    assert torch.equal(a.coreset.indices, b.coreset.indices) and torch.equal(a.coreset.radii, b.coreset.radii)
+    assert torch.equal(a.memory.rows, b.memory.rows) and a.memory.rows.dtype == b.memory.rows.dtype == torch.float32
+    for name, tensor in a.calibration.tensors().items():
+        assert torch.equal(tensor, b.calibration.tensors()[name])
+    assert a.fitted_on == b.fitted_on and a.settings() == b.settings()
+
+
+@both
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", [{}, {"projection": None}])
+def test_fitted_in_files_is_fitted_in_memory_bit_by_bit(make, tiny, photos, category, tmp_path, files, stored, change):
+    options = {"bank": replace(BANK, **change)}
+    kept = make(replace(tiny, stored=stored), **options).fit(photos)
+    assert files == [] and kept.limit == MemoryLimit()
+    mapped = make(replace(tiny, stored=stored), limit=MemoryLimit(1, tmp_path), **options).fit(photos)
+    assert len(files) == 2 and all(name.startswith(str(tmp_path)) for name in files)  # features, and their projection
+    assert list(tmp_path.iterdir()) == []
+    assert_fitted_alike(kept, mapped)
+    if make is reconpatch:
+        assert torch.equal(kept.weight, mapped.weight)
+        assert mapped.weight.untyped_storage().nbytes() == mapped.weight.nbytes
+    found, expected = mapped.score(category.test), kept.score(category.test)
+    assert torch.equal(found.patch_scores, expected.patch_scores) and len(files) == 2
+
+
+def test_batches_of_whole_images_are_drawn_from_a_file_too(tiny, photos, tmp_path):
+    training = replace(TRAINING, batch="images", epochs=2)
+    fitted = [reconpatch(tiny, training=training, limit=limit).fit(photos) for limit in
+              (MemoryLimit(), MemoryLimit(1, tmp_path))]  # fmt: skip
+    assert torch.equal(fitted[0].weight, fitted[1].weight)
+    assert_fitted_alike(*fitted)
+
+
+def test_the_members_of_an_ensemble_have_limits_of_their_own(tiny, category, tmp_path, files):
+    def members(**options):
+        return [patchcore(tiny, variant="amazon", **options), reconpatch(tiny, **options)]
+
+    kept = Ensemble(members()).fit(category.train)
+    mapped = Ensemble(members(limit=MemoryLimit(1, tmp_path))).fit(category.train)
+    assert len(files) == 4 and list(tmp_path.iterdir()) == []
+    for a, b in zip(kept.members, mapped.members, strict=True):
+        assert_fitted_alike(a, b)
+    assert torch.equal(kept.score(category.test).patch_scores, mapped.score(category.test).patch_scores)
+
+
+@both
+def test_pages_of_the_features_are_let_go_of_whenever_they_were_read(make, tiny, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(rcp.detectors.bank, "CHUNK", 100)  # 672 rows: seven chunks
+    detector, events = make(tiny, limit=MemoryLimit(1, tmp_path)), []
+    features, embed, release = detector.extractor.extract(photos, limit=detector.limit), detector._embed, Store.release
+    monkeypatch.setattr(Store, "release", lambda self: events.append(self is features.store) or release(self))
+    detector._embed = lambda rows: events.append("read") or embed(rows)
+    detector.fit(features)
+    # The points chunk by chunk; the memory's rows; then for each of three folds its memory's rows, and the images held out.
+    assert events == ["read", True] * 7 + ["read", True] + ["read", "read", True] * 3
+    del detector._embed
+    assert_fitted_alike(detector, make(tiny).fit(photos))
+
+
+@both
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_streamed_and_stored_features_score_bit_by_bit_the_same(make, tiny, photos, category, stored):
+    detector = make(replace(tiny, stored=stored)).fit(photos)
+    detector.extractor.batch_size = 3
+    features = detector.extractor.extract(category.test)
+    streamed, kept = detector.score(category.test), detector.score(features)
+    assert features.values.dtype == getattr(torch, stored) and streamed.patch_scores.dtype == torch.float32
+    assert torch.equal(streamed.patch_scores, kept.patch_scores)
+    assert torch.equal(streamed.image_scores, kept.image_scores)
+
+
+@both
+@pytest.mark.parametrize(("stored", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_half_precise_features_score_close_to_float32(fitted, make, tiny, photos, category, stored, tolerance):
+    half = make(replace(tiny, stored=stored)).fit(photos)
+    half.coreset, half.memory = fitted[make].coreset, fitted[make].memory  # nearly tied picks may differ
+    found, expected = (d.score(category.test).image_scores for d in (half, fitted[make]))
+    assert float((found - expected).norm() / expected.norm()) < tolerance
+
+
+@both
+def test_features_stored_another_way_are_refused(fitted, make, tiny, photos):
+    half = rcp.PatchExtractor(replace(tiny, stored="float16"), device="cpu").extract(photos)
+    with pytest.raises(ValueError, match="stored='float16'.*this detector needs.*stored='float32'"):
+        fitted[make].score(half)
+
+
+@both
+def test_how_features_are_stored_is_saved_and_where_they_waited_is_not(make, tiny, photos, category, tmp_path):
+    (tmp_path / "here").mkdir()
+    detector = make(replace(tiny, stored="float16"), limit=MemoryLimit(1, tmp_path / "here")).fit(photos)
+    loaded = rcp.load(detector.save(tmp_path / "model"), device="cpu")
+    assert loaded.features.stored == "float16" and loaded.limit == MemoryLimit()
+    assert torch.equal(loaded.score(category.test).patch_scores, detector.score(category.test).patch_scores)
 
 
 # --- options ---------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Patch features: each step against a slow twin, with H != W through the whole path."""
 
 import itertools
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from rcp import FeatureSettings, PatchExtractor
+import rcp.features
+from rcp import FeatureSettings, MemoryLimit, PatchExtractor
 from rcp.data import Split
-from rcp.features import choose_device, join_levels, neighbourhood_average, neighbourhood_pool, paths_of
-from rcp.images import ImageError
+from rcp.features import _images_a_pass, choose_device, join_levels, neighbourhood_average, neighbourhood_pool, paths_of
+from rcp.images import Geometry, ImageError
+from rcp.store import Store
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -270,6 +273,130 @@ def test_no_images_are_an_error(extractor):
             extractor.extract(nothing)
         with pytest.raises(ValueError, match="there are no images"):
             paths_of(nothing)
+
+
+# --- how exactly features are stored, and where ----------------------------------------------------------
+
+
+@pytest.fixture
+def releases(monkeypatch) -> list[Store]:
+    """The stores whose pages were let go of, once for each time."""
+    seen, real = [], Store.release
+    monkeypatch.setattr(Store, "release", lambda self: seen.append(self) or real(self))
+    return seen
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("merge", ["concat", "pool"])
+def test_stored_features_are_those_of_float32_rounded(tiny, photos, stored, merge):
+    settings = replace(tiny, merge=merge, pooled_width=100)
+    full = PatchExtractor(settings, device="cpu", batch_size=3)
+    rounded = PatchExtractor(replace(settings, stored=stored), device="cpu", batch_size=3)
+    dtype, features = getattr(torch, stored), rounded.extract(photos)
+    assert torch.equal(features.values, full.extract(photos).values.to(dtype))
+    assert features.values.dtype == features.rows.dtype == dtype and features.settings.stored == stored
+    assert features.values.nbytes == 7 * 96 * rounded.width * dtype.itemsize
+    assert torch.equal(torch.cat([batch.values for batch in rounded.stream(photos)]), features.values)
+    assert rounded.patches(draw_pixels(1)).dtype == dtype
+
+
+def test_what_float16_cannot_hold_is_one_sentence_and_bfloat16_holds_it(tiny, photos):
+    extractors = [PatchExtractor(replace(tiny, stored=s), device="cpu") for s in ("float16", "bfloat16", "float32")]
+    for extractor in extractors:
+        real = extractor.model
+        extractor.model = lambda x, real=real: [-1e6 * m for m in real(x)]
+    with pytest.raises(ValueError, match="too large for float16, which ends at 65504: take stored='bfloat16'"):
+        extractors[0].extract(photos[:1])
+    assert all(extractor.extract(photos[:1]).values.abs().max().isfinite() for extractor in extractors[1:])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_number_of_float16_is_no_error_and_the_next_one_is(tiny, sign):
+    extractor = PatchExtractor(replace(tiny, stored="float16"), device="cpu")
+    assert float(extractor._rounded(sign * torch.tensor([1.0, 65504]))[1]) == sign * 65504
+    with pytest.raises(ValueError, match="too large for float16"):
+        extractor._rounded(sign * torch.tensor([1.0, 65520]))
+
+
+def test_settings_from_before_there_was_a_choice_are_float32(tiny):
+    old = json.loads(json.dumps(asdict(tiny)))
+    assert old.pop("stored") == "float32"
+    assert FeatureSettings(**old) == tiny and FeatureSettings().stored == "float32"
+    assert FeatureSettings(**json.loads(json.dumps(asdict(replace(tiny, stored="bfloat16"))))).stored == "bfloat16"
+
+
+@pytest.mark.parametrize("bad", ["float64", "half", None, 16])
+def test_features_stored_in_no_known_way_are_refused_at_once(bad):
+    with pytest.raises(ValueError, match="stored must be one of float32, float16, bfloat16"):
+        FeatureSettings(stored=bad)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_features_beyond_the_limit_lie_in_a_file_and_are_the_same(tiny, photos, tmp_path, stored):
+    extractor = PatchExtractor(replace(tiny, stored=stored), device="cpu", batch_size=3)
+    kept, mapped = extractor.extract(photos), extractor.extract(photos, limit=MemoryLimit(1, tmp_path))
+    assert kept.store.file is None and mapped.store.file is not None
+    for _ in range(2):
+        assert torch.equal(kept.values, mapped.values) and torch.equal(kept.rows[::7], mapped.rows[::7])
+        kept.release(), mapped.release()
+    assert mapped.rows.data_ptr() == mapped.store.values.data_ptr()  # a view of the file, no copy
+    assert (kept.indices, kept.sizes, kept.paths) == (mapped.indices, mapped.sizes, mapped.paths)
+
+
+def test_a_file_of_features_is_as_wide_as_their_type(tiny, photos, tmp_path, monkeypatch):
+    asked, real = [], MemoryLimit.empty
+    monkeypatch.setattr(MemoryLimit, "empty", lambda self, *shape: asked.append(shape) or real(self, *shape))
+    PatchExtractor(replace(tiny, stored="float16"), device="cpu").extract(photos, limit=MemoryLimit(1, tmp_path))
+    assert asked == [((7, 8, 12, 240), torch.float16)]
+
+
+def test_skipped_files_leave_no_hole_in_a_file_of_features(extractor, with_a_broken_one, tmp_path):
+    paths, broken = with_a_broken_one
+    mapped = extractor.extract(paths, on_error="skip", limit=MemoryLimit(1, tmp_path))
+    assert torch.equal(mapped.values, extractor.extract(paths, on_error="skip").values) and len(mapped) == 5
+    assert mapped.indices == [0, 2, 3, 4, 5] and mapped.store.file is not None
+
+
+@pytest.mark.parametrize(("bound", "times"), [(3 * 96 * 240 * 4 - 1, 2), (3 * 96 * 240 * 4, 1), (2**28, 0)])
+def test_pages_are_let_go_of_during_extraction(extractor, photos, tmp_path, releases, monkeypatch, bound, times):
+    assert rcp.features.RELEASE == 2**28
+    monkeypatch.setattr(rcp.features, "RELEASE", bound)  # the batches have 3, 3 and 1 images
+    features = extractor.extract(photos, limit=MemoryLimit(1, tmp_path))
+    assert releases == [features.store] * times
+    features.release()
+    assert len(releases) == times + 1
+
+
+def test_features_that_lie_in_no_store_can_be_released(extractor, photos):
+    features = extractor.extract(photos[:2])
+    replace(features, store=None).release()
+    assert features.store.file is None and len(features) == 2
+
+
+def test_an_unreadable_first_file_and_a_full_disk_are_their_own_errors(extractor, photos, tmp_path, monkeypatch):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    limit = MemoryLimit(1, tmp_path / "nowhere")
+    with pytest.raises(ImageError, match="bad.png"):
+        extractor.extract([tmp_path / "bad.png", *photos], limit=limit)
+    with pytest.raises(OSError, match="nowhere"):
+        extractor.extract(photos, limit=limit)
+
+
+# --- how many images a pass of the network takes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "images"),
+    [(256, 224, 8), (512, 480, 2), (366, 320, 4), (512, (224, 448), 4), ((224, 448), None, 4), (224, None, 8),
+     (None, None, 1), (None, 224, 8), (72, (64, 96), 65), (2048, 2000, 1), (4096, 4096, 1), (8, 8, 6272)],
+)  # fmt: skip
+def test_a_pass_takes_about_as_many_pixels_whatever_the_size_of_the_images(resize, crop, images):
+    assert _images_a_pass(Geometry(resize, crop)) == images
+
+
+def test_the_size_of_a_pass_can_be_chosen(tiny):
+    assert PatchExtractor(tiny, device="cpu").batch_size == 65
+    assert PatchExtractor(tiny, device="cpu", batch_size=2).batch_size == 2
 
 
 # --- settings --------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ import pytest
 from PIL import Image
 
 import rcp
-from rcp import head, synthetic
+import rcp.store
+from rcp import head, options, synthetic
 from rcp.cli import _unique_names, main
 from rcp.comparison import Row, as_csv, compare, markdown, summary
 from rcp.estimate import estimate, size
@@ -123,8 +127,8 @@ def test_a_run_that_is_refused_leaves_the_earlier_result_and_model(root, tmp_pat
     category, quiet = rcp.mvtec(root, "flange"), lambda line: None
     run(category, rcp.PatchCore(TINY, bank=BANK), tmp_path, figures=True, say=quiet)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="allowed"):
-        run(category, rcp.PatchCore(TINY, bank=BANK, seed=1), tmp_path, max_bytes=1, say=quiet)
+    with pytest.raises(MemoryError, match="no room"):
+        run(category, rcp.PatchCore(TINY, bank=BANK, seed=1, limit=rcp.MemoryLimit(1)), tmp_path, say=quiet)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -201,6 +205,136 @@ def test_sizes_read_as_people_write_them():
     assert size(1_006_000_000) == "1.0 GB" and size(44_000_000) == "44 MB"
 
 
+# The bound on memory
+
+
+@pytest.fixture
+def nothing_held(monkeypatch):
+    """A process that holds nothing and needs nothing to work in: a bound of a few bytes bites, and can be kept."""
+    monkeypatch.setattr(rcp.store, "anonymous_bytes", lambda: 0)
+    monkeypatch.setattr(rcp.store, "WORKING", 0)
+
+
+@pytest.fixture
+def files(monkeypatch) -> list[str]:
+    """The names under which mapped files were made."""
+    names, real = [], tempfile.mkstemp
+
+    def make(*args, **named):
+        handle, name = real(*args, **named)
+        if name.endswith(".features"):
+            names.append(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", make)
+    return names
+
+
+def test_the_result_says_what_was_allowed_and_what_was_held(root, record, tmp_path):
+    _, content, _ = record
+    assert content["max_bytes"] is None
+    assert 5 * 10**7 < content["peak_anonymous_bytes"] <= 1.05 * content["peak_rss_bytes"]
+    limit = rcp.MemoryLimit(64 * 10**9, tmp_path / "files")  # never looked for: it fits
+    detector = rcp.PatchCore(TINY, bank=BANK, limit=limit)
+    run(rcp.mvtec(root, "flange"), detector, tmp_path, figures=False, say=lambda line: None)
+    saved = read_json(tmp_path / "result.json")
+    assert saved["max_bytes"] == 64 * 10**9 and saved["predicted"]["mapped"] is False
+    assert 5 * 10**7 < saved["peak_anonymous_bytes"] < 64 * 10**9
+
+
+def test_the_peak_counts_what_a_stage_held_and_gave_back(root, tmp_path, monkeypatch):
+    original, size_of_it = rcp.PatchCore.fit, 200 * 2**20
+    before = rcp.timing.anonymous_bytes()
+
+    def hungry(self, *args, **named):
+        array = np.ones(size_of_it, np.uint8)
+        time.sleep(0.2)
+        fitted = original(self, *args, **named)
+        assert len(array) == size_of_it
+        return fitted
+
+    monkeypatch.setattr(rcp.PatchCore, "fit", hungry)
+    detector = rcp.PatchCore(TINY, bank=BANK)
+    content = run(rcp.mvtec(root, "flange"), detector, tmp_path, figures=False, say=lambda line: None)
+    assert content["peak_anonymous_bytes"] > before + 0.8 * size_of_it
+
+
+@pytest.mark.parametrize("make", [rcp.PatchCore, lambda *a, **k: rcp.ReConPatch(*a, training=FAST, **k)])
+def test_a_run_in_files_equals_a_run_in_memory_and_leaves_no_file(root, tmp_path, nothing_held, files, make):
+    category, said, contents = rcp.mvtec(root, "flange"), [], []
+    for name, limit in (("kept", rcp.MemoryLimit()), ("mapped", rcp.MemoryLimit(1, tmp_path / "mapped"))):
+        detector = make(TINY, bank=BANK, limit=limit)
+        contents.append(run(category, detector, tmp_path / name, figures=False, say=said.append))
+    kept, mapped = contents
+    assert [content["predicted"]["mapped"] for content in contents] == [False, True]
+    assert [" in a file;" in line for line in said if "patches ×" in line] == [False, True]
+    assert len(files) == 2 and {path.name for path in (tmp_path / "mapped").iterdir()} == {"result.json", "model"}
+    for name in ("metrics", "images", "verdict", "fitted_on", "settings"):
+        assert kept[name] == mapped[name]
+    assert (kept["max_bytes"], mapped["max_bytes"]) == (None, 1)
+
+
+def test_a_bound_is_checked_before_anything_is_fitted(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(rcp.PatchCore, "fit", pytest.fail)
+    with pytest.raises(MemoryError, match="a bound of 0.01 GB leaves no room to work in"):
+        limit = rcp.MemoryLimit(10**7, tmp_path)
+        run(rcp.mvtec(root, "flange"), rcp.PatchCore(TINY, limit=limit), tmp_path, say=lambda line: None)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_estimate_knows_the_bytes_of_stored_features_and_where_they_will_lie(root, nothing_held, stored):
+    category, settings = rcp.mvtec(root, "flange"), replace(TINY, stored=stored)
+    count = rcp.PatchExtractor(settings).extract(category.train).values.nbytes
+    for bound, mapped in ((None, False), (count, False), (count - 1, True)):
+        predicted = estimate(rcp.PatchCore(settings, limit=rcp.MemoryLimit(bound)), category.train)
+        assert predicted.feature_bytes == count and predicted.mapped is mapped
+        assert (" in a file" in str(predicted)) is mapped and predicted.record()["mapped"] is mapped
+
+
+def test_the_command_keeps_a_bound_and_says_where_the_features_wait(root, tmp_path, nothing_held, files, capsys):
+    common = ["run", "--data", str(root), "--category", "flange", "--detector", "patchcore", "--image-size", "64",
+              "--folds", "2", "--no-figures", "--stored", "float16", "--out"]  # fmt: skip
+    assert main([*common, str(tmp_path / "kept")]) == 0
+    assert " in a file" not in capsys.readouterr().out and files == []
+    assert main([*common, str(tmp_path / "mapped"), "--max-memory", "0.0001"]) == 0
+    assert " in a file" in capsys.readouterr().out
+    kept, mapped = (read_json(tmp_path / name / "result.json") for name in ("kept", "mapped"))
+    assert mapped["max_bytes"] == 100_000 and kept["max_bytes"] is None and kept["metrics"] == mapped["metrics"]
+    assert mapped["settings"]["features"]["stored"] == "float16"
+    assert files and {Path(name).parent for name in files} == {tmp_path / "mapped"}
+    assert {path.name for path in (tmp_path / "mapped").iterdir()} == {"result.json", "model"}
+
+
+def test_the_command_takes_a_bound_that_is_not_reached(root, tmp_path, files, capsys, monkeypatch):
+    monkeypatch.setattr(rcp.store, "anonymous_bytes", lambda: 5 * 10**8)  # whatever earlier tests left behind
+    status = main([
+        "run", "--data", str(root), "--category", "flange", "--detector", "reconpatch", "--image-size", "64", "--folds",
+        "2", "--no-figures", "--epochs", "1", "--steps", "1", "--max-memory", "2", "--out", str(tmp_path / "a" / "b"),
+    ])  # fmt: skip
+    assert status == 0 and files == [] and " in a file" not in capsys.readouterr().out
+    saved = read_json(tmp_path / "a" / "b" / "result.json")
+    assert saved["max_bytes"] == 2 * 10**9 and saved["settings"]["features"]["stored"] == "float32"
+
+
+@pytest.mark.parametrize("wrong", ["0", "abc", "-1", "nan", "inf", "1e-10", ""])
+def test_a_bound_that_is_no_number_of_gigabytes_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--data", "x", "--detector", "patchcore", f"--max-memory={wrong}"])
+    assert stop.value.code == 2 and "--max-memory: expected gigabytes" in capsys.readouterr().err
+
+
+def test_gigabytes_are_thousands_of_millions_of_bytes():
+    assert options._gigabytes("2") == 2 * 10**9 and options._gigabytes("0.5") == 5 * 10**8
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_features_are_stored_in_one_of_three_ways(command, capsys):
+    detector = ["--detector", "patchcore"] if command == "run" else []
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--data", "x", "--stored", "float64", *detector])
+    assert stop.value.code == 2 and "--stored" in capsys.readouterr().err
+
+
 # The comparison
 
 
@@ -266,7 +400,7 @@ def test_run_and_predict_on_the_command_line(root, tmp_path, capsys):
         (["run", "--data", "{root}", "--category", "flange", "--detector", "reconpatch", "--variant", "paper"], "--variant"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--levels", "2", "--strides", "8"], "--strides"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--device", "moon"], "moon"),
-        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--max-memory", "0.001"], "allowed"),
+        (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--max-memory", "0.001"], "no room"),
         (["run", "--data", "{root}", "--category", "flange", "--detector", "patchcore", "--out", "{root}/flange/train/good/000.png"], "000.png"),
     ],
 )

@@ -21,9 +21,10 @@ from rcp.features import FeatureSettings, Images, PatchExtractor, PatchFeatures,
 from rcp.memory import SEARCHES, MemoryBank
 from rcp.modelfile import ModelFile, read_model, write_model
 from rcp.scoring import REWEIGHTS, Scores, Threshold, score_images, threshold
+from rcp.store import MemoryLimit
 from rcp.timing import Stopwatch
 
-CHUNK = 65536  # rows that are embedded at a time
+CHUNK = 16384  # rows that are embedded at a time
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ class BankDetector:
         squared: bool,
         seed: int,
         device: str,
+        limit: MemoryLimit,
     ):
         if reweight not in REWEIGHTS:
             raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}, got {reweight!r}")
         self.features, self.bank = features, bank
         self.reweight, self.squared, self.seed = reweight, squared, seed
-        self.device = device
+        self.device, self.limit = device, limit
         self.memory: MemoryBank | None = None
         self.coreset: Coreset | None = None
         self.calibration: Calibration | None = None
@@ -112,9 +114,10 @@ class BankDetector:
         with self.stopwatch("training"):
             self._learn(features)
         with self.stopwatch("coreset"):
-            points = self._points(features.rows, generator)
+            points = self._points(features, generator)
             self.coreset = self._pick(points, generator)
             self.memory = self._bank(features.rows, self.coreset.indices)
+            features.release()
         with self.stopwatch("calibration"):
             self.calibration = self._calibrate(features, points, generator)
         self.fitted_on = {
@@ -299,7 +302,7 @@ class BankDetector:
         if isinstance(images, PatchFeatures):
             return self._own(images)
         with self.stopwatch("features"):
-            return self.extractor.extract(images, on_error=on_error)
+            return self.extractor.extract(images, on_error=on_error, limit=self.limit)
 
     def _own(self, features: PatchFeatures) -> PatchFeatures:
         if features.settings != self.features:
@@ -308,18 +311,22 @@ class BankDetector:
             raise ValueError("these features were made with other weights of the backbone than this detector has")
         return features
 
-    def _points(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _points(self, features: PatchFeatures, generator: torch.Generator) -> Tensor:
         """(N, d): the embedded rows in the space where the coreset is picked, made chunk by chunk."""
-        project = self.bank.projection is not None and self.bank.projection < self.output_width
-        matrix = projection_matrix(self.output_width, self.bank.projection, generator) if project else None
-        out = torch.empty(len(rows), self.bank.projection if project else self.output_width, device=self.extractor.device)
+        rows, width, where = features.rows, self.output_width, self.extractor.device
+        project = self.bank.projection is not None and self.bank.projection < width
+        matrix = projection_matrix(width, self.bank.projection, generator).to(where) if project else None
+        shape = (len(rows), self.bank.projection if project else width)
+        on_host = where.type == "cpu"
+        out = self.limit.empty(shape).values if on_host else torch.empty(shape, device=where)
         for at in range(0, len(rows), CHUNK):
             embedded = self._embed(rows[at : at + CHUNK])
-            out[at : at + CHUNK] = embedded @ matrix.to(embedded.device) if project else embedded
+            out[at : at + CHUNK] = embedded @ matrix if project else embedded
+            features.release()
         return out
 
-    def _pick(self, points: Tensor, generator: torch.Generator) -> Coreset:
-        return greedy_coreset(points, self.bank.coreset, generator=generator, projection=None)
+    def _pick(self, points: Tensor, generator: torch.Generator, among: Tensor | None = None) -> Coreset:
+        return greedy_coreset(points, self.bank.coreset, generator=generator, projection=None, among=among)
 
     def _bank(self, rows: Tensor, chosen: Tensor) -> MemoryBank:
         return MemoryBank(self._embed(rows[chosen]), self.bank.search)
@@ -336,12 +343,12 @@ class BankDetector:
         images, grids = torch.empty(n), torch.empty(n, h, w)
         for fold in range(int(folds.max()) + 1):
             out = (folds == fold).nonzero().flatten()
-            kept = (folds != fold).repeat_interleave(h * w).nonzero().flatten()  # rows of the other images
-            chosen = kept[self._pick(points[kept], generator).indices]
-            memory = self._bank(features.rows, chosen)
+            others = (folds != fold).repeat_interleave(h * w)  # (N,) the rows of the other images
+            memory = self._bank(features.rows, self._pick(points, generator, others).indices)
             for part in out.split(self.extractor.batch_size):
                 embedded = self._embed(features.values[part].flatten(0, 2)).unflatten(0, (len(part), h, w))
                 images[part], grids[part] = (t.cpu() for t in self._scored(embedded, memory))
+            features.release()
         return Calibration.of(images, grids)
 
     def _scored(self, embedded: Tensor, memory: MemoryBank) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.features import FeatureSettings
+from rcp.store import MemoryLimit
 
 VARIANTS = {  # merge of the features, Eq. 10, squared distance
     "concat": ("concat", "off", False),
@@ -45,6 +46,7 @@ class PatchCore(BankDetector):
         bank: BankSettings = BankSettings(),
         seed: int = 0,
         device: str = "auto",
+        limit: MemoryLimit = MemoryLimit(),
     ):
         """Choose the settings; nothing is loaded before it is needed.
 
@@ -54,6 +56,7 @@ class PatchCore(BankDetector):
             bank: `BankSettings`: coreset, re-weighting neighbours, smoothing, calibration.
             seed: of the coreset's projection and start, and of the calibration's folds.
             device: "auto", or torch's name of one.
+            limit: a bound on memory; features beyond it wait in a mapped file.
 
         Raises:
             ValueError: if the variant is unknown.
@@ -63,12 +66,12 @@ class PatchCore(BankDetector):
         merge, reweight, squared = VARIANTS[variant]
         features = FeatureSettings(backbone) if isinstance(backbone, str) else backbone
         super().__init__(
-            replace(features, merge=merge), bank, reweight=reweight, squared=squared, seed=seed, device=device
+            replace(features, merge=merge), bank, reweight=reweight, squared=squared, seed=seed, device=device, limit=limit
         )
         self.variant = variant
 
     def _embed(self, rows: Tensor) -> Tensor:
-        return rows.to(self.extractor.device)
+        return rows.to(self.extractor.device).float()
 
     @property
     def output_width(self) -> int:

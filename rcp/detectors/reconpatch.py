@@ -22,6 +22,7 @@ from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.features import FeatureSettings, Images, PatchFeatures
 from rcp.head import Callback, EpochRecord, TrainSettings, train_head
 from rcp.modelfile import ModelFile
+from rcp.store import MemoryLimit
 
 
 class ReConPatch(BankDetector):
@@ -38,6 +39,7 @@ class ReConPatch(BankDetector):
         reweight: str = "patch",
         seed: int = 0,
         device: str = "auto",
+        limit: MemoryLimit = MemoryLimit(),
     ):
         """Choose the settings; nothing is loaded before it is needed.
 
@@ -48,9 +50,12 @@ class ReConPatch(BankDetector):
             reweight: Eq. 10 on every "patch" as the paper has it, on the "image" score only, or "off".
             seed: of f's weights, the batches, the coreset's projection and start, and the calibration's folds.
             device: "auto", or torch's name of one.
+            limit: a bound on memory; features beyond it wait in a mapped file.
         """
         features = FeatureSettings(backbone) if isinstance(backbone, str) else backbone
-        super().__init__(features, bank, reweight=reweight, squared=False, seed=seed, device=device)
+        super().__init__(
+            features, bank, reweight=reweight, squared=False, seed=seed, device=device, limit=limit
+        )
         self.training = training
         self.history: list[EpochRecord] = []
         self.weight: Tensor | None = None  # (dimension, C): f, all that is left of the head after training
@@ -98,7 +103,7 @@ class ReConPatch(BankDetector):
 
     @torch.inference_mode()
     def _embed(self, rows: Tensor) -> Tensor:
-        return rows.to(self.weight.device) @ self.weight.T  # (n, dimension) = f(p)
+        return rows.to(self.weight.device).float() @ self.weight.T  # (n, dimension) = f(p)
 
     @property
     def output_width(self) -> int:
