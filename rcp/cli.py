@@ -11,7 +11,7 @@ from pathlib import Path
 import rcp
 from rcp import data, options, synthetic
 from rcp.backbones import WeightsError
-from rcp.bench import bench
+from rcp.bench import Choice, bench
 from rcp.comparison import as_csv, caption, compare, markdown
 from rcp.evaluation import METRICS
 from rcp.files import write_atomically, write_json
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"rcp: {message}", file=sys.stderr)
             given.command(given)
-    except (ValueError, OSError, WeightsError) as error:
+    except (ValueError, OSError, MemoryError, WeightsError) as error:
         print(f"rcp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -39,7 +39,10 @@ def _run(given: argparse.Namespace) -> None:
         raise ValueError("--variant names forms of PatchCore: leave it out, or say --detector patchcore")
     category = data.find(given.data, given.category, given.layout)
     bank = rcp.BankSettings(coreset=given.coreset, search=given.search, folds=given.folds)
-    common = {"bank": bank, "seed": given.seed, "device": given.device}
+    if given.max_memory:
+        Path(given.out).mkdir(parents=True, exist_ok=True)
+    limit = rcp.MemoryLimit(given.max_memory, given.out)
+    common = {"bank": bank, "seed": given.seed, "device": given.device, "limit": limit}
     if given.detector == "patchcore":
         for name in options.training_choices(given):  # the same command line serves both detectors, but says so
             print(f"--{name.replace('_', '-')} has no effect: PatchCore does not train", file=sys.stderr)
@@ -55,7 +58,6 @@ def _run(given: argparse.Namespace) -> None:
         on_error=given.on_error,
         maps=given.maps,
         figures=not given.no_figures,
-        max_bytes=None if given.max_memory is None else int(given.max_memory * 1e9),
     )
     for name in METRICS:
         value = record["metrics"].get(name)
@@ -163,9 +165,18 @@ def _synthetic(given: argparse.Namespace) -> None:
 
 
 def _bench(given: argparse.Namespace) -> None:
-    report = bench(repeats=given.repeats, say=print)
+    category = data.find(given.data, given.category) if given.data else None
+    peer, folder = (Path(path) if path else None for path in (given.peer, given.folder))
+    report = bench(given.suites or ["stages"], Choice(given.repeats, category, peer, folder))
     if given.json:
         write_json(given.json, report)
+    if given.figures and "growth" in report:
+        from rcp import plots  # matplotlib loads only where something is drawn
+
+        about = "{processor}, {threads} threads".format(**report["machine"])
+        for name, curve in report["growth"].items():
+            file = f"bench_growth_{name.replace(' ', '_')}.png"
+            plots.write(plots.growth_figure(curve, about), Path(given.figures) / file)
 
 
 COMMANDS = {

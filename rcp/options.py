@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 import rcp
 from rcp import synthetic
 from rcp.backbones import PRESETS
+from rcp.bench import SUITES
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import PROTOCOLS
+from rcp.features import STORED
 from rcp.memory import SEARCHES
 
 Command = Callable[[argparse.Namespace], None]
@@ -114,6 +116,7 @@ def _feature_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--normalization", choices=("imagenet", "model"), default=standard.normalization, help="input colours: ImageNet's for every backbone (default), or the model's own")
     group.add_argument("--precision", choices=("float32", "bfloat16"), default=standard.precision, help="of the network")
+    group.add_argument("--stored", choices=tuple(STORED), default=standard.stored, help="how exactly features are kept")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
@@ -144,13 +147,16 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     bank = rcp.BankSettings()
     group.add_argument("--coreset", type=float, default=bank.coreset, metavar="SHARE", help="default 0.01, i.e. 1 %%")
     group.add_argument("--variant", choices=tuple(VARIANTS), help="of PatchCore, default concat")
-    group.add_argument("--search", choices=SEARCHES, default=bank.search, help="who finds the nearest rows (equal results)")
+    group.add_argument("--search", choices=SEARCHES, default=bank.search, help="who finds the nearest rows: torch and faiss exactly, the others approximately, for memories of a million rows")
     group.add_argument("--folds", type=_count, default=bank.folds, help="to hold normal images out; 0: no threshold")
     group.add_argument("--seed", type=_count, default=0, help="of f, batches, projection, coreset, folds")
     _evaluation_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--maps", action="store_true", help="write the raw maps, too (maps.safetensors)")
-    group.add_argument("--max-memory", type=float, metavar="GB", help="refuse if fitting is predicted to hold more")
+    group.add_argument(
+        "--max-memory", type=_gigabytes, metavar="GB",
+        help="keep the process's own memory below this; features beyond it wait in a file in --out until the run ends",
+    )  # fmt: skip
     group.add_argument("--no-figures", action="store_true", help="write no PNGs")
 
 
@@ -187,9 +193,15 @@ def _synthetic_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Time the stages on this machine, each against what it is compared with, in one run."
+    parser.description = "Measure on this machine: stages against what it can do, growth, searches, memory, peers."
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}; default: stages")
     parser.add_argument("--json", metavar="FILE", help="write the numbers, too")
-    parser.add_argument("--repeats", type=_positive, default=5, help="default 5")
+    parser.add_argument("--repeats", type=_positive, default=5, help="measurements a line, default 5")
+    parser.add_argument("--peer", metavar="PYTHON", help="an environment's Python that can import anomalib, for peers")
+    parser.add_argument("--data", metavar="DIR", help="a dataset, for peers")
+    parser.add_argument("--category", metavar="NAME", help="of the dataset, for peers")
+    parser.add_argument("--figures", metavar="DIR", help="write the curves of growth there, as PNG")
+    parser.add_argument("--folder", metavar="DIR", help="for large temporary files (memory: 4.3 GB), default the system's")
 
 
 def _count(text: str) -> int:
@@ -213,6 +225,16 @@ def _rate(text: str) -> float:
     if not 0 < rate < 1:
         raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}")
     return rate
+
+
+def _gigabytes(text: str) -> int:
+    try:
+        count = int(float(text) * 1e9)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"expected gigabytes such as 2.5, got {text!r}") from error
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected gigabytes above 0, got {text!r}")
+    return count
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -251,6 +273,7 @@ def features(options: argparse.Namespace) -> rcp.FeatureSettings:
         crop=crop,
         normalization=options.normalization,
         precision=options.precision,
+        stored=options.stored,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -194,6 +195,46 @@ def verdict_figure(path: Path, scores: Scores, position: int, limits: Limits, li
     left.set_title(path.name, fontsize=TYPE)
     word = "" if limit is None else f" — {'anomalous' if score > limit.value else 'normal'} (limit {limit.value:.2f})"
     right.set_title(f"score {score:.2f}{word}", fontsize=TYPE)
+    return figure
+
+
+def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
+    """Return seconds over a size on logarithmic axes, with the line whose slope is the fitted exponent.
+
+    Args:
+        curve: an entry of the growth suite of `rcp bench`: axis, what, sizes, seconds, exponent; and extra_bytes, the memory
+            besides the rows, drawn below where it was measured.
+        machine: on which it was measured, for the title.
+
+    Returns:
+        A figure.
+    """
+    sizes, values = np.array(curve["sizes"], float), np.array(curve["seconds"])
+    figure = new_figure(8.6, 9.4 if "extra_bytes" in curve else 5.2)
+    panels = figure.subplots(2 if "extra_bytes" in curve else 1, 1, squeeze=False)[:, 0]
+    slope, level = np.polyfit(np.log(sizes), np.log(values), 1)
+    label = f"seconds ≈ a · size$^{{{slope:.2f}}}$"
+    panels[0].plot(sizes, np.exp(level) * sizes**slope, "--", color=LIMIT, lw=2, label=label)
+    panels[0].plot(sizes, values, "o", color=NORMAL, ms=10, label="measured")
+    panels[0].set(xscale="log", yscale="log")
+    panels[0].set_xticks(sizes, [f"{size:,.10g}" for size in sizes])
+    panels[0].minorticks_off()
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("seconds", fontsize=TYPE)
+    if "extra_bytes" in curve:
+        slope, level = np.polyfit(sizes, curve["extra_bytes"], 1)
+        label = f"{level / 1e6:.0f} MB + {slope:.0f} bytes a row"
+        panels[1].plot(sizes, (level + slope * sizes) / 1e6, "--", color=LIMIT, lw=2, label=label)
+        panels[1].plot(sizes, np.array(curve["extra_bytes"]) / 1e6, "o", color=NORMAL, ms=10, label="measured")
+        panels[1].set_ylabel("MB besides the rows", fontsize=TYPE)
+        panels[1].set_ylim(bottom=0)
+        panels[1].xaxis.set_major_formatter("{x:,.0f}")
+    for axes in panels:
+        axes.set_xlabel(curve["axis"], fontsize=TYPE)
+        axes.tick_params(labelsize=TYPE - 2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=TYPE - 1, frameon=False)
+    figure.suptitle(f"{curve['what']}\n{machine}", fontsize=TYPE)
     return figure
 
 
