@@ -99,7 +99,7 @@ def test_data_flows_one_way():
     order = [
         "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
         "distances", "data", "images", "backbones", "features", "similarity", "loss",
-        "checkpoint", "adamp", "head", "coreset", "memory", "scoring", "calibration", "metrics", "modelfile", "detectors",
+        "checkpoint", "adamp", "head", "coreset", "partitioned", "memory", "scoring", "calibration", "metrics", "modelfile", "detectors",
         "evaluation", "estimate", "comparison", "plots", "widgets", "run", "bench", "options", "cli",
     ]  # fmt: skip
     for path in (ROOT / "rcp").rglob("*.py"):
