@@ -29,7 +29,7 @@ from rcp.store import MemoryLimit, Store
 Images = Split | Sequence[str | Path]
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PASS = 8 * 224 * 224  # pixels of a pass of the network: more are not faster, and take more memory
-RELEASE = 2**28  # bytes of a mapped file that may be in memory before they are let go
+RELEASE = 2**26  # bytes of a mapped file that may be in memory before they are let go
 
 
 @dataclass(frozen=True)

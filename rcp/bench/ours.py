@@ -21,13 +21,14 @@ from rcp.timing import MemoryWatch, peak_rss_bytes
 BOUND = 1.5e9  # bytes: what the process is told to keep to, so that it needs less than half of the peer's memory
 
 
-def files(root: str, category: str, precision: str) -> dict[str, Any]:
-    """PatchCore from files to metrics, as `rcp.fit` does it, with its calibration on five folds."""
+def files(root: str, category: str, precision: str, folds: str) -> dict[str, Any]:
+    """PatchCore from files to metrics; 5 folds calibrate it (limit and colour scale) on held-out images, 0 leave that out."""
     warnings.simplefilter("ignore", VersionWarning)
     started = time.perf_counter()
     settings = rcp.FeatureSettings("wide_resnet50_2", pretrained=False, precision=precision)
     found = rcp.mvtec(root, category)
-    detector = rcp.PatchCore(settings, limit=rcp.MemoryLimit(int(BOUND), Path(root).parent))
+    bank, limit = rcp.BankSettings(folds=int(folds)), rcp.MemoryLimit(int(BOUND), Path(root).parent)
+    detector = rcp.PatchCore(settings, bank=bank, limit=limit)
     with MemoryWatch() as memory:
         detector.fit(found.train)
         fitted = time.perf_counter()

@@ -39,9 +39,12 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
         np.save(rows, PatchExtractor(FeatureSettings()).extract(choice.category.train).rows.numpy())
         maps = _maps(folder)
         found, lines = {}, []
+        own = [root, choice.category.name]
         for what, ours, theirs in (
-            ("files", ["files", root, choice.category.name, "float32"], ["peer_files.py", root, choice.category.name]),
-            ("files, bfloat16", ["files", root, choice.category.name, "bfloat16"], None),
+            ("files", ["files", *own, "float32", 0], ["peer_files.py", *own]),
+            ("files, bfloat16", ["files", *own, "bfloat16", 0], None),
+            ("files, calibrated", ["files", *own, "float32", 5], None),
+            ("files, calibrated, bfloat16", ["files", *own, "bfloat16", 5], None),
             ("coreset", ["coreset", rows], ["peer_coreset.py", rows]),
             ("metrics", ["metrics", *maps], ["peer_metrics.py", *maps]),
         ):
@@ -50,7 +53,7 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
                 mine = _run([sys.executable, "-m", "rcp.bench.ours", *ours])
                 if theirs:
                     peers = _run([peer, HERE / theirs[0], *theirs[1:]])
-                else:  # the same work in float32, already measured
+                else:  # anomalib does its one thing: float32, without calibration on held-out images
                     peers = found["files"][number]["anomalib"]
                 pairs.append({"rcp": mine, "anomalib": peers})
                 say(f"  {what}: {json.dumps(pairs[-1])}")
