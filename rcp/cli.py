@@ -38,7 +38,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.detector == "reconpatch" and given.variant:
         raise ValueError("--variant names forms of PatchCore: leave it out, or say --detector patchcore")
     category = data.find(given.data, given.category, given.layout)
-    bank = rcp.BankSettings(coreset=given.coreset, search=given.search, folds=given.folds)
+    bank = rcp.BankSettings(coreset=given.coreset, parts=given.parts, search=given.search, folds=given.folds)
     if given.max_memory:
         Path(given.out).mkdir(parents=True, exist_ok=True)
     limit = rcp.MemoryLimit(given.max_memory, given.out)
@@ -174,7 +174,7 @@ def _bench(given: argparse.Namespace) -> None:
         from rcp import plots  # matplotlib loads only where something is drawn
 
         about = "{processor}, {threads} threads".format(**report["machine"])
-        for name, curve in report["growth"].items():
+        for name, curve in report["growth"]["curves"].items():
             file = f"bench_growth_{name.replace(' ', '_')}.png"
             plots.write(plots.growth_figure(curve, about), Path(given.figures) / file)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcp import progress
 from rcp.backbones import load_backbone
@@ -252,6 +252,10 @@ class PatchExtractor:
             weights=settings.weights,
         )
         self.model = self.backbone.model.to(self.device, memory_format=torch.channels_last)
+        if settings.precision == "bfloat16":
+            for module in self.model.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(torch.bfloat16)  # rounded once, here, and not by autocast in every pass
         own = settings.normalization == "model"
         mean = torch.tensor(self.backbone.mean if own else IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
         std = torch.tensor(self.backbone.std if own else IMAGENET_DEFAULT_STD).view(3, 1, 1)

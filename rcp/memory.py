@@ -282,7 +282,8 @@ class MemoryBank:
         index = faiss.index_factory(width, recipe)
         if self._kind == "faiss-pq":
             index.pq.cp.max_points_per_centroid = MOST
-            index.use_precomputed_table = -1  # none: it would outweigh the codes, and saves no time
+            index.do_polysemous_training = False  # it is slow, and for filters that are not used here
+            index.use_precomputed_table = -1  # none: it would outweigh the codes
         if self._kind in ("faiss-ivf", "faiss-pq"):
             index.nprobe, index.cp.max_points_per_centroid = NPROBE, MOST
             few = _shuffled(len(self))[: MOST * cells].sort().values.to(self.rows.device)

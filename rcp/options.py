@@ -146,6 +146,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory and scores")
     bank = rcp.BankSettings()
     group.add_argument("--coreset", type=float, default=bank.coreset, metavar="SHARE", help="default 0.01, i.e. 1 %%")
+    group.add_argument("--parts", type=_positive, default=bank.parts, help="pick the coreset in parts: for millions of rows")
     group.add_argument("--variant", choices=tuple(VARIANTS), help="of PatchCore, default concat")
     group.add_argument("--search", choices=SEARCHES, default=bank.search, help="who finds the nearest rows: torch and faiss exactly, the others approximately, for memories of a million rows")
     group.add_argument("--folds", type=_count, default=bank.folds, help="to hold normal images out; 0: no threshold")

@@ -111,6 +111,34 @@ def test_random_gradients_along_a_cosine_of_learning_rates_equal_timms_on_severa
             torch.testing.assert_close(race.fast.state[p][name], race.slow.state[twin][name], **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_rows_of_any_length_close_to_a_right_angle_equal_timms(share):
+    race = Race(gaussian(5, 6, seed=2) * torch.tensor([1e-2, 1, 1e2, 1, 1e-1], dtype=torch.float64)[:, None])
+    for step in range(10):
+        p, g = race.theirs[0].detach(), gradient(race.theirs[0], "rows", step)
+        tangent = torch.full((5, 1), 0.9, dtype=torch.float64) * RIGHT_ANGLE / 6**0.5
+        tangent[0] *= share / 0.9  # the shortest row decides
+        g = g / g.norm(dim=1, keepdim=True) + tangent * p / p.norm(dim=1, keepdim=True)
+        assert (cosines(p, g)[0] < 1) is (share < 1)
+        race.step([g])
+        race.check()
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_weights_close_to_a_right_angle_as_a_whole_equal_timms(share):
+    race = Race(gaussian(5, 6, seed=2))
+    for step in range(10):
+        p, g = race.theirs[0].detach(), gradient(race.theirs[0], "rows", step)
+        g[2] *= 0.1
+        along = torch.zeros_like(p)
+        along[2] = p[2]  # one row is far from a right angle, and decides about the whole
+        g = g / g.norm() + along * share * RIGHT_ANGLE / 30**0.5 * float(p.norm()) / float(p[2].norm()) ** 2
+        row, whole = cosines(p, g)
+        assert row > 1 and (whole < 1) is (share < 1)
+        race.step([g])
+        race.check()
+
+
 @pytest.mark.parametrize("kind", ["all", "a row", "weights"])
 def test_gradients_and_weights_of_zero_equal_timms(kind):
     start = gaussian(5, 7, seed=3)

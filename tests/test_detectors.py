@@ -689,3 +689,25 @@ def test_importing_rcp_does_not_import(module, modules_after_import):
         pytest.skip(f"{module} is not installed, so nothing could import it")
     assert "rcp.detectors.bank" in modules_after_import
     assert module not in modules_after_import
+
+
+def test_a_coreset_in_parts_serves_the_detector_and_its_calibration(tiny, photos):
+    whole, split = (patchcore(tiny, bank=replace(BANK, parts=parts)).fit(photos) for parts in (1, 3))
+    assert len(split.memory) == len(whole.memory)
+    assert len(split.calibration.image_scores) == len(photos) and (split.calibration.image_scores > 0).all()
+    assert not torch.equal(split.coreset.indices, whole.coreset.indices)
+    with pytest.raises(ValueError, match="parts"):
+        BankSettings(parts=0)
+
+
+def test_calibration_in_parts_holds_its_fold_out(tiny, photos, monkeypatch):
+    seen, pick = [], PatchCore._pick
+
+    def spying(self, points, generator, among=None):
+        seen.append((among, pick(self, points, generator, among)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(PatchCore, "_pick", spying)
+    patchcore(tiny, bank=replace(BANK, parts=2)).fit(photos)
+    assert [among is None for among, _ in seen] == [True, False, False, False]
+    assert all(among[found.indices].all() for among, found in seen[1:])

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rcp.loss
 from rcp.distances import distances, squared_distances
 from rcp.loss import (
     loss_and_gradient,
@@ -295,7 +296,27 @@ def test_copies_whose_distance_is_not_exactly_zero_get_the_gradient_of_autograd_
     assert_as_autograd(z, labels(30, 14), 1.0, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("n", [2, 3, 50, 300])
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4])
+def test_two_rows_that_are_all_but_copies_push_each_other(apart):
+    z, w = gaussian(9, 4, seed=21), labels(9, 21)
+    z[1] = z[0] + apart * torch.eye(4, dtype=torch.float64)[2]
+    assert_as_autograd(z, w, 1.0, rtol=0, atol=1e-6)
+    without = w.clone()
+    without[0, 1] = without[1, 0] = 1  # the label of the two alone is worth more than that
+    assert (loss_and_gradient(z, w).gradient - loss_and_gradient(z, without).gradient).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8, 9, 13])
+def test_in_blocks_the_gradient_is_the_same(n, monkeypatch):
+    monkeypatch.setattr(rcp.loss, "BLOCK", 4)
+    z, w = gaussian(n, 3, seed=22), labels(n, 22)
+    z[1], before = z[0], w.clone()
+    assert_as_autograd(z, w, 1.0, rtol=0, atol=1e-7)
+    assert_as_autograd(z[1:], w[1:, 1:], 1.0, rtol=1e-10, atol=1e-10)
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("n", [2, 3, 50, 1200])
 def test_loss_and_gradient_equal_autograd_in_float32_and_in_large_batches(n):
     z, w = gaussian(n, 40, seed=15, dtype=torch.float32), labels(n, 15).float()
     assert_as_autograd(z, w, 1.0, rtol=1e-4, atol=1e-6)

@@ -109,6 +109,15 @@ def test_scores_are_never_negative_even_where_float32_has_no_digits_left(feature
     assert bool((images >= 0).all()) and bool((grids >= 0).all())
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+def test_tight_clusters_that_lie_far_apart_cost_eq_10_no_digits(search):
+    rows = torch.cat([draw(15, 6) / 100 + 50, draw(15, 6, seed=2) / 100 - 50])
+    features = (rows + draw(30, 6, seed=1) / 1000).view(2, 3, 5, 6)
+    grids = score_images(features, MemoryBank(rows, search), reweight="patch", neighbours=4)[1]
+    distance, weight = slow_scores(features, rows, 4)
+    torch.testing.assert_close(grids, distance * weight, atol=0, rtol=1e-5)
+
+
 def test_a_farther_neighbourhood_weighs_more():
     rows = torch.tensor([[0.0, 0.0], [0.0, 1.0], [50.0, 0.0], [50.0, 20.0]])
     features = torch.tensor([[-2.0, 0.0], [52.0, 0.0]]).view(2, 1, 1, 2)

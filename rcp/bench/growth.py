@@ -6,6 +6,7 @@ beyond the embedded data's own are random mixtures of two of its rows each.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rcp.detectors import PatchCore
 from rcp.detectors.bank import BankSettings
 from rcp.features import FeatureSettings, PatchExtractor
 from rcp.head import TrainSettings, train_head
+from rcp.partitioned import partitioned_coreset
 from rcp.timing import MemoryWatch, anonymous_bytes
 
 if TYPE_CHECKING:
@@ -29,11 +31,12 @@ ROWS = (50_000, 100_000, 200_000, 400_000, 800_000, 1_600_000)
 IMAGES = (12, 24, 48, 96, 192)
 SIZES = (128, 192, 256, 320, 480)
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
+SPLIT_ROWS, PARTS = 400_000, (4, 8, 16)
 RATIOS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
 
 
 def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the curves: sizes, seconds, exponent; for the coreset's rows the memory, too."""
+    """Return the curves (sizes, seconds, exponent; for the coreset's rows the memory, too), and the coreset in parts."""
     train = [sample.path for name in synthetic.CATEGORIES for sample in mvtec(synthetic.cached(), name).train]
     base = PatchExtractor(FeatureSettings()).extract(train[:96]).rows[:, :128].contiguous()  # (n, 128)
     curves = {
@@ -43,7 +46,32 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
         "coreset ratio": _curve("share kept", "coreset of 100,352 × 128", RATIOS, _picking(mixed(base, 100_352)), say),
         "coreset rows": _coreset_rows(base, say),
     }
-    return curves
+    return {"curves": curves, "partitioned": partitioned(base, say)}
+
+
+def partitioned(base: Tensor, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The coreset picked in parts against the exact one, over three starts: seconds, and the covering radius of all rows."""
+    rows, found = mixed(base, SPLIT_ROWS), []
+    for seed in range(3):
+        started = time.perf_counter()
+        exact = greedy_coreset(rows, generator=torch.Generator().manual_seed(seed), projection=None)
+        taken = time.perf_counter() - started
+        for parts in PARTS:
+            started = time.perf_counter()
+            split = partitioned_coreset(rows, parts=parts, generator=torch.Generator().manual_seed(seed), projection=None)
+            entry = {
+                "seed": seed, "parts": parts, "radius_ratio": float(split.radii[-1] / exact.radii[-1]),
+                "seconds_ratio": (time.perf_counter() - started) / taken,
+            }  # fmt: skip
+            found.append(entry)
+    for parts in PARTS:
+        radii = [entry["radius_ratio"] for entry in found if entry["parts"] == parts]
+        ratios = [entry["seconds_ratio"] for entry in found if entry["parts"] == parts]
+        say(
+            f"  {SPLIT_ROWS:,} rows in {parts} parts against the exact coreset: radius {min(radii):.3f}–{max(radii):.3f}, "
+            f"seconds {min(ratios):.2f}–{max(ratios):.2f}"
+        )
+    return found
 
 
 def _curve(

@@ -20,6 +20,7 @@ from rcp.coreset import Coreset, greedy_coreset, projection_matrix
 from rcp.features import FeatureSettings, Images, PatchExtractor, PatchFeatures, paths_of
 from rcp.memory import SEARCHES, MemoryBank
 from rcp.modelfile import ModelFile, read_model, write_model
+from rcp.partitioned import partitioned_coreset
 from rcp.scoring import REWEIGHTS, Scores, Threshold, score_images, threshold
 from rcp.store import MemoryLimit
 from rcp.timing import Stopwatch
@@ -34,6 +35,8 @@ class BankSettings:
     Attributes:
         coreset: share of the training patches that the memory keeps.
         projection: width of the random projection in which the coreset is picked; None: none.
+        parts: above 1, the coreset is picked in so many parts and then among their picks (`rcp.partitioned`): not exact, for
+            millions of rows.
         neighbours: b of Eq. 10 (ours: the paper does not state it; 9 as in PatchCore's re-implementations).
         search: "torch" or "faiss".
         smoothing: sigma of the maps' Gaussian in pixels of the map.
@@ -43,6 +46,7 @@ class BankSettings:
 
     coreset: float = 0.01
     projection: int | None = 128
+    parts: int = 1
     neighbours: int = 9
     search: str = "torch"
     smoothing: float = 4.0
@@ -55,6 +59,8 @@ class BankSettings:
             raise ValueError(f"neighbours (b of Eq. 10) must be at least 2, got {self.neighbours}")
         if self.projection is not None and self.projection < 1:
             raise ValueError(f"projection must be positive or None, got {self.projection}")
+        if self.parts < 1:
+            raise ValueError(f"parts must be at least 1, got {self.parts}")
         if not 0 < self.coreset <= 1:
             raise ValueError(f"coreset must lie in (0, 1], got {self.coreset}; 0.01 keeps 1 %")
         if self.folds == 1 or self.folds < 0:
@@ -326,7 +332,13 @@ class BankDetector:
         return out
 
     def _pick(self, points: Tensor, generator: torch.Generator, among: Tensor | None = None) -> Coreset:
-        return greedy_coreset(points, self.bank.coreset, generator=generator, projection=None, among=among)
+        ratio, parts = self.bank.coreset, self.bank.parts
+        if parts == 1:
+            return greedy_coreset(points, ratio, generator=generator, projection=None, among=among)
+        where = None if among is None else among.nonzero().flatten().to(points.device)
+        some = points if where is None else points[where]
+        found = partitioned_coreset(some, ratio, parts=parts, generator=generator, projection=None)
+        return found if where is None else replace(found, indices=where.cpu()[found.indices])
 
     def _bank(self, rows: Tensor, chosen: Tensor) -> MemoryBank:
         return MemoryBank(self._embed(rows[chosen]), self.bank.search)
