@@ -8,9 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rcp import allocator
-from rcp.allocator import KEPT, LARGE, keep_freed_memory
+from rcp.allocator import KEPT, LARGE, give_back, keep_freed_memory
+from rcp.timing import anonymous_bytes
 
 NAMES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
@@ -89,3 +91,13 @@ def test_the_package_sets_memory_and_threads_before_it_imports_torch_unless_the_
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
     policy, spins = wish.values() or ("PASSIVE", "10000")
     assert done.stdout.split() == ["[-3,", "-1]", policy, spins]
+
+
+def test_kept_memory_is_given_back_when_asked():
+    if not sys.platform.startswith("linux") or not keep_freed_memory():
+        pytest.skip("only glibc keeps memory, and only where the user has not chosen")
+    many = [torch.ones(2**20) for _ in range(40)]  # 160 MB in arrays that are small enough to be kept
+    before = anonymous_bytes()
+    del many
+    give_back()
+    assert before - anonymous_bytes() > 100e6

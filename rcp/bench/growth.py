@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rcp import synthetic
+from rcp.allocator import give_back
 from rcp.bench.measure import exponent, seconds
 from rcp.coreset import greedy_coreset
 from rcp.data import mvtec
@@ -120,8 +121,9 @@ def _coreset_rows(base: Tensor, say: Callable[[str], None]) -> dict[str, Any]:
     found, extra = [], []
     for count in ROWS:
         rows = mixed(base, count)
+        give_back()
         before = anonymous_bytes()
-        with MemoryWatch() as memory:
+        with MemoryWatch(0.005) as memory:
             found.append(seconds(lambda rows=rows: greedy_coreset(rows, start=0, projection=None)))
         extra.append(max(0, memory.peak_bytes - before))
         say(f"  coreset of {count:,} × 128 at 1 %: {found[-1]:.2f} s, {extra[-1] / 1e6:.0f} MB besides the rows")
