@@ -228,6 +228,7 @@ def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
         panels[1].plot(sizes, np.array(curve["extra_bytes"]) / 1e6, "o", color=NORMAL, ms=10, label="measured")
         panels[1].set_ylabel("MB besides the rows", fontsize=TYPE)
         panels[1].set_ylim(bottom=0)
+        panels[1].locator_params(axis="x", nbins=5)
         panels[1].xaxis.set_major_formatter("{x:,.0f}")
     for axes in panels:
         axes.set_xlabel(curve["axis"], fontsize=TYPE)
