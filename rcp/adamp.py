@@ -92,7 +92,8 @@ def _move(
     of_rows = along / (pp.sqrt() + EPS).square()
     of_whole = along.sum() / (pp.sum().sqrt() + EPS).square()
     share = torch.where(by_row, of_rows, torch.where(as_whole, of_whole, 0.0))  # (rows,) of p, to be taken out of the move
-    decay = lr * weight_decay * torch.where(by_row | as_whole, DECAY_SHARE, 1.0)
+    projected = (by_row | as_whole).to(p.dtype)  # as a number: torch.where on two floats would round them to float32
+    decay = lr * weight_decay * (1 - (1 - DECAY_SHARE) * projected)
     p.mul_((1 - decay + size * share)[:, None]).add_(move, alpha=-size)
 
 
