@@ -267,6 +267,18 @@ def test_streamed_and_stored_features_score_bit_by_bit_the_same(make, tiny, phot
     assert torch.equal(streamed.image_scores, kept.image_scores)
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("limit", [False, True])
+def test_the_coreset_of_half_precise_features_is_picked_in_float32(tiny, photos, tmp_path, stored, limit):
+    limit = MemoryLimit(1, tmp_path) if limit else MemoryLimit()
+    detector = patchcore(replace(tiny, stored=stored), limit=limit).fit(photos)
+    rows = detector.extractor.extract(photos).rows.float()
+    slow = greedy_coreset(rows, 0.1, generator=torch.Generator().manual_seed(0), projection=16)
+    assert torch.equal(detector.coreset.indices, slow.indices)
+    torch.testing.assert_close(detector.coreset.radii, slow.radii)
+    assert torch.equal(detector.memory.rows, rows[slow.indices])
+
+
 @both
 @pytest.mark.parametrize(("stored", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_half_precise_features_score_close_to_float32(fitted, make, tiny, photos, category, stored, tolerance):

@@ -38,6 +38,13 @@ def test_the_memory_without_a_file_grows_with_a_touched_array_and_falls_when_it_
     assert anonymous_bytes() - before < 0.2 * LARGE
 
 
+def test_on_linux_it_is_what_the_kernel_calls_anonymous_in_bytes(monkeypatch):
+    status = "VmRSS:\t  900 kB\nRssAnon:\t  500 kB\nRssFile:\t  300 kB\nRssShmem:\t  100 kB\n"
+    monkeypatch.setattr("rcp.timing.Path.exists", lambda path: True)
+    monkeypatch.setattr("rcp.timing.Path.read_text", lambda path: status)
+    assert anonymous_bytes() == 500 * 1024
+
+
 def test_the_memory_without_a_file_does_not_grow_with_a_touched_mapped_file(tmp_path):
     store = MemoryLimit(1, tmp_path).empty((96 * MB,), torch.uint8)
     before = anonymous_bytes()
