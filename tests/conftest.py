@@ -1,5 +1,8 @@
 """Small pictures with H != W, and the smallest network that timm has, for the rooms after `images`."""
 
+import mmap
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,18 @@ def paint(path: Path, seed: int, size: tuple[int, int] = (90, 130), defect: tupl
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Callable[[int], np.ndarray]:
+    """Makes arrays on pages of their own: the C library may serve others from memory that earlier tests left with it."""
+
+    def make(size: int) -> np.ndarray:
+        # Private where that is a choice: shared anonymous pages are not what the kernel calls anonymous.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+        return np.frombuffer(mmap.mmap(-1, size, **private), np.uint8)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -242,12 +242,13 @@ def test_the_result_says_what_was_allowed_and_what_was_held(root, record, tmp_pa
     assert 5 * 10**7 < saved["peak_anonymous_bytes"] < 64 * 10**9
 
 
-def test_the_peak_counts_what_a_stage_held_and_gave_back(root, tmp_path, monkeypatch):
+def test_the_peak_counts_what_a_stage_held_and_gave_back(root, tmp_path, monkeypatch, fresh):
     original, size_of_it = rcp.PatchCore.fit, 200 * 2**20
     before = rcp.timing.anonymous_bytes()
 
     def hungry(self, *args, **named):
-        array = np.ones(size_of_it, np.uint8)
+        array = fresh(size_of_it)
+        array.fill(1)
         time.sleep(0.2)
         fitted = original(self, *args, **named)
         assert len(array) == size_of_it

@@ -14,7 +14,19 @@ from rcp.store import MemoryLimit
 from rcp.timing import MemoryWatch, Stopwatch, anonymous_bytes, peak_rss_bytes
 
 MB = 2**20
-LARGE = 160 * MB  # more than the C library serves from memory that it kept: fresh pages, given back when freed
+LARGE = 160 * MB
+
+
+@pytest.fixture
+def touched(fresh):
+    """An array of LARGE bytes, every page of which was written to."""
+
+    def make() -> np.ndarray:
+        array = fresh(LARGE)
+        array.fill(1)
+        return array
+
+    return make
 
 
 def test_seconds_of_a_stage_are_added_up_even_if_it_fails():
@@ -29,9 +41,9 @@ def test_seconds_of_a_stage_are_added_up_even_if_it_fails():
     assert 0.01 <= first < watch.seconds["a"] and set(watch.seconds) == {"a", "b"}
 
 
-def test_the_memory_without_a_file_grows_with_a_touched_array_and_falls_when_it_goes():
+def test_the_memory_without_a_file_grows_with_a_touched_array_and_falls_when_it_goes(touched):
     before = anonymous_bytes()
-    array = np.ones(LARGE, np.uint8)
+    array = touched()
     during = anonymous_bytes()
     del array
     assert 0.9 * LARGE < during - before < 1.2 * LARGE
@@ -58,18 +70,18 @@ def test_the_memory_without_a_file_is_part_of_the_resident_memory():
     assert psutil.Process().memory_info().rss < 1.1 * peak_rss_bytes()
 
 
-def test_where_there_is_no_proc_it_is_the_memory_that_no_other_process_shares(monkeypatch):
+def test_where_there_is_no_proc_it_is_the_memory_that_no_other_process_shares(monkeypatch, touched):
     monkeypatch.setattr("rcp.timing.Path.exists", lambda path: False)
     before = anonymous_bytes()
-    array = np.ones(LARGE, np.uint8)
+    array = touched()
     assert 0.9 * len(array) < anonymous_bytes() - before < 1.2 * LARGE
     assert before < 1.1 * psutil.Process().memory_info().rss
 
 
-def test_the_watch_sees_an_array_that_is_gone_before_the_end():
+def test_the_watch_sees_an_array_that_is_gone_before_the_end(touched):
     before, deadline = anonymous_bytes(), time.monotonic() + 10
     with MemoryWatch() as watch:
-        array = np.ones(LARGE, np.uint8)
+        array = touched()
         held = time.monotonic() + 0.2
         while time.monotonic() < held or (watch.peak_bytes < before + LARGE // 2 and time.monotonic() < deadline):
             time.sleep(0.01)
@@ -78,8 +90,8 @@ def test_the_watch_sees_an_array_that_is_gone_before_the_end():
     assert anonymous_bytes() < watch.peak_bytes - LARGE // 2
 
 
-def test_the_watch_looks_at_the_end_even_if_there_was_no_time_before_and_its_thread_ends():
-    array = np.ones(LARGE, np.uint8)
+def test_the_watch_looks_at_the_end_even_if_there_was_no_time_before_and_its_thread_ends(touched):
+    array = touched()
     before = set(threading.enumerate())
     with MemoryWatch(interval=60) as watch:
         assert watch.peak_bytes == 0 and set(threading.enumerate()) - before

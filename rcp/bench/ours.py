@@ -41,10 +41,10 @@ def files(root: str, category: str, precision: str, folds: str) -> dict[str, Any
 
 
 def coreset(path: str) -> dict[str, Any]:
-    """1 % of the rows, picked in a random projection to 128 dimensions; the radius is in the rows' own space."""
+    """1 % of the rows, picked in their own space: a projection of 152 dimensions to 128 would save nothing, and cover worse."""
     rows = torch.from_numpy(np.load(path))
     started = time.perf_counter()
-    found = greedy_coreset(rows, 0.01, generator=torch.Generator().manual_seed(0))
+    found = greedy_coreset(rows, 0.01, projection=None, generator=torch.Generator().manual_seed(0))
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "picked": len(found.indices), "radius": covering_radius(rows, rows[found.indices])}
 

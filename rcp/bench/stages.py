@@ -109,8 +109,8 @@ def coreset(rows: torch.Tensor, repeats: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def training(repeats: int, n: int = 784, steps: int = 24) -> dict[str, Any]:
-    """A training step against its ten matrix products."""
+def training(repeats: int, n: int = 784, steps: int = 72) -> dict[str, Any]:
+    """A training step against its ten matrix products: an epoch with all that it does, over its steps."""
     wide, out = 1536, 512
     rows = torch.randn(n * steps, wide, generator=torch.Generator().manual_seed(0))
     f, g, weights = torch.randn(wide, out), torch.randn(out, out), torch.randn(n, n)
