@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from rcp import metrics, synthetic
 from rcp.bench.measure import compare, table
@@ -37,7 +38,8 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
     lines = [decoding(train[0], repeats), features(train, repeats, "float32"), features(train, repeats, "bfloat16")]
     lines.append(bfloat16(train, repeats))
     rows = PatchExtractor(FeatureSettings()).extract(train).rows
-    lines += [coreset(rows[: BOTTLE[0], : BOTTLE[1]].contiguous(), repeats), training(repeats), training_large()]
+    lines += [coreset(rows[: BOTTLE[0], : BOTTLE[1]].contiguous(), repeats), training(repeats), training_large(repeats)]
+    lines += [wide_network(repeats, precision) for precision in ("float32", "bfloat16")]
     lines += [scoring(repeats), backbone_share(train, repeats), pixel_metrics(repeats)]
     table(lines, say)
     peak = next(entry["process_peak_anonymous_bytes"] for entry in lines if "process_peak_anonymous_bytes" in entry)
@@ -93,6 +95,21 @@ def bfloat16(paths: Sequence[Path], repeats: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def wide_network(repeats: int, precision: str) -> dict[str, Any]:
+    """A WideResNet-50 up to level 3 on eight images, against a matrix product of as many operations."""
+    extractor = PatchExtractor(FeatureSettings("wide_resnet50_2", pretrained=False, precision=precision))
+    pixels = torch.zeros(extractor.batch_size, 3, 224, 224, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counted:
+        extractor.patches(pixels)
+    a = torch.randn(2048, 2048)
+    b = torch.randn(2048, counted.get_total_flops() // (2 * a.numel()))
+    a, b = (x.to(getattr(torch, precision)) for x in (a, b))
+    return compare(
+        f"WideResNet-50 to level 3 at 224, {precision}, an image", "a product of as many operations",
+        lambda: extractor.patches(pixels), lambda: a @ b, repeats, per=len(pixels),
+    )  # fmt: skip
+
+
 def coreset(rows: torch.Tensor, repeats: int) -> dict[str, Any]:
     """The lazy greedy coreset against the plain loop."""
     norms = rows.square().sum(1)
@@ -131,12 +148,12 @@ def training(repeats: int, n: int = 784, steps: int = 72) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def training_large() -> dict[str, Any]:
+def training_large(repeats: int) -> dict[str, Any]:
     """The same for a batch of thousands of patches, whose N × N matrices no cache holds, and the memory it takes."""
     rows = torch.randn(LARGE, 1536, generator=torch.Generator().manual_seed(0))
     with MemoryWatch() as memory:
         train_head(rows, TrainSettings(epochs=1, batch_size=LARGE), seed=0)
-    found = training(1, n=LARGE, steps=2)
+    found = training(max(1, repeats // 2), n=LARGE, steps=2)
     return found | {"process_peak_anonymous_bytes": memory.peak_bytes}
 
 
