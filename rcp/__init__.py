@@ -15,8 +15,9 @@ import os
 # Waiting threads look for work for some ten microseconds, then sleep, unless the user wishes otherwise. Spinning for longer
 # made the coreset fifteen times slower beside another busy process (a browser, a second notebook) on two cores; sleeping at
 # once made a training step a tenth slower. Both must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+_waiting = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+SET_HERE = _waiting.keys() - os.environ.keys()  # names that other programs, started from here, are not meant to inherit
+os.environ.update({name: _waiting[name] for name in SET_HERE})
 
 from rcp.allocator import keep_freed_memory  # noqa: E402
 

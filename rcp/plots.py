@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from rcp.data import Split
 from rcp.evaluation import Result
@@ -218,8 +219,9 @@ def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
     panels[0].plot(sizes, values, "o", color=NORMAL, ms=10, label="measured")
     panels[0].set(xscale="log", yscale="log")
     panels[0].set_xticks(sizes, [f"{size:,.10g}" for size in sizes])
-    panels[0].minorticks_off()
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # less than a decade, too, has numbers on its axis
     panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].minorticks_off()
     panels[0].set_ylabel("seconds", fontsize=TYPE)
     if "extra_bytes" in curve:
         slope, level = np.polyfit(sizes, curve["extra_bytes"], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import rcp
 from rcp.bench import SUITES, Choice, bench, measure, memory, ours, peers
 from rcp.bench.growth import mixed
+from rcp.bench.measure import answer_of
 from rcp.cli import main
 from rcp.plots import growth_figure
 
@@ -90,13 +92,20 @@ def test_our_side_of_the_comparison_does_the_whole_work(flange, tmp_path):
 
 def test_peers_are_put_beside_ours_as_ratios(flange, monkeypatch):
     monkeypatch.setattr(peers, "MAPS", (4, 160, 160))
+    monkeypatch.setattr(rcp, "SET_HERE", {"OMP_WAIT_POLICY"})
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # the user's
     asked = []
 
-    def answer(words):
+    def answer(words, environment=None):
         asked.append([str(word) for word in words])
-        return {"seconds": 10.0 if "peer" in words[0] else 2.0}
+        if words[0] != "peer-python":
+            assert environment is None
+            return {"seconds": 2.0}
+        assert "OMP_WAIT_POLICY" not in environment and environment["GOMP_SPINCOUNT"] == "7"
+        return {"seconds": 10.0}
 
-    monkeypatch.setattr(peers, "_run", answer)
+    monkeypatch.setattr(peers, "answer_of", answer)
     report = peers.measure(Choice(repeats=2, category=flange, peer="peer-python"), lambda line: None)
     assert [entry["stage"] for entry in report["lines"]] == [
         "files", "files, bfloat16", "files, calibrated", "files, calibrated, bfloat16", "coreset", "metrics",
@@ -105,9 +114,22 @@ def test_peers_are_put_beside_ours_as_ratios(flange, monkeypatch):
     assert sum(words[0] == "peer-python" for words in asked) == 6  # float32 files, coreset, metrics: twice each
 
 
-def test_a_peer_that_fails_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nothing.py failed"):
-        peers._run(["python3", tmp_path / "nothing.py"])
+def test_a_program_is_read_by_its_last_line_and_named_with_its_last_words_if_it_fails(tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text("print('loading'); print('{\"seconds\": 2}')")
+    assert answer_of([sys.executable, script]) == {"seconds": 2}
+    script.write_text("import sys; sys.exit('no such thing')")
+    with pytest.raises(ValueError, match="peer.py failed: no such thing"):
+        answer_of([sys.executable, script])
+    script.write_text("import sys; sys.exit(3)")
+    with pytest.raises(ValueError, match="exit status 3"):
+        answer_of([sys.executable, script])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_a_program_that_was_killed_is_said_to_have_been(tmp_path):
+    with pytest.raises(ValueError, match="signal 9 ended it"):
+        answer_of([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
 
 
 def test_the_fit_under_a_bound_reports_what_it_held(tmp_path, monkeypatch):

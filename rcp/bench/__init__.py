@@ -4,15 +4,15 @@ A single figure says little, because machines differ and are noisy. So whatever 
 and the ratio stands with its spread. Each suite answers one question and returns plain data; BENCHMARKS.md tells what came
 of them, beside the floors that were computed beforehand.
 
-==========  ============================================================================  ==================
+==========  ============================================================================  ====================
 suite       question                                                                      takes, on 2 cores
-==========  ============================================================================  ==================
+==========  ============================================================================  ====================
 stages      How far is each stage from what the machine can do?                           2 minutes
 growth      How do seconds grow with images, image size, feature width, coreset?          2 minutes
 search      What do approximate searches gain and lose on a memory of a million rows?     5 minutes
 memory      Does a fit on 1.4 million rows keep to a bound of 3 GiB?                      10 minutes
-peers       How does anomalib compare, on the same files, rows and maps?                  15 minutes
-==========  ============================================================================  ==================
+peers       How does anomalib compare, on the same files, rows and maps?                  10 minutes a repeat
+==========  ============================================================================  ====================
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Choice:
 
     Attributes:
         repeats: measurements a line.
-        category: whose images are used (files, features); None: the embedded data, where that will do.
+        category: whose images the peers are compared on.
         peer: a Python that can import anomalib, for the peers.
         folder: for temporary files; None: the system's.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +61,27 @@ def seconds(work: Work) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def answer_of(words: Sequence[Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a program and return its last line of output, read as JSON.
+
+    Args:
+        words: the program and its arguments.
+        environment: of the program; None: this process'.
+
+    Raises:
+        ValueError: if it fails; with its last words, or the signal that ended it.
+    """
+    words = [str(word) for word in words]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        reason = f"signal {-done.returncode} ended it (9: the system, mostly for want of memory)"
+    else:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if done.returncode:
+        raise ValueError(f"{' '.join(words)} failed: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

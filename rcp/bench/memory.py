@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rcp.bench.measure import answer_of
 
 if TYPE_CHECKING:
     from rcp.bench import Choice
@@ -22,9 +23,7 @@ IMAGES, SIDE, BOUND = 391, 480, 3 * 2**30
 def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
     """Return seconds by stage, and the peaks of anonymous and of all resident memory."""
     with tempfile.TemporaryDirectory(dir=choice.folder) as folder:
-        words = [sys.executable, "-m", "rcp.bench.memory", folder]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+        found = answer_of([sys.executable, "-m", "rcp.bench.memory", folder])
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["seconds"].items())
     say(
         f"  {found['patches']:,} patches × {found['width']} in {found['stored']}: {stages}; memory of {found['memory_rows']:,} "

@@ -7,7 +7,7 @@ anomalib lives in an environment that the user names; the scripts `peer_*.py` he
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rcp.bench.measure import line, table
+import rcp
+from rcp.bench.measure import answer_of, line, table
 from rcp.data import Category
 from rcp.features import FeatureSettings, PatchExtractor
 
@@ -39,6 +40,7 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
         np.save(rows, PatchExtractor(FeatureSettings()).extract(choice.category.train).rows.numpy())
         maps = _maps(folder)
         found, lines = {}, []
+        others = {name: value for name, value in os.environ.items() if name not in rcp.SET_HERE}  # as anomalib's users run it
         own = [root, choice.category.name]
         for what, ours, theirs in (
             ("files", ["files", *own, "float32", 0], ["peer_files.py", *own]),
@@ -50,10 +52,10 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
         ):
             pairs = []
             for number in range(choice.repeats):
-                mine = _run([sys.executable, "-m", "rcp.bench.ours", *ours])
+                mine = answer_of([sys.executable, "-m", "rcp.bench.ours", *ours])
                 if theirs:
-                    peers = _run([peer, HERE / theirs[0], *theirs[1:]])
-                else:  # anomalib does its one thing: float32, without calibration on held-out images
+                    peers = answer_of([peer, HERE / theirs[0], *theirs[1:]], others)
+                else:  # anomalib does its one thing, float32 without calibration: its runs of the first line
                     peers = found["files"][number]["anomalib"]
                 pairs.append({"rcp": mine, "anomalib": peers})
                 say(f"  {what}: {json.dumps(pairs[-1])}")
@@ -94,9 +96,3 @@ def _maps(folder: Path) -> tuple[Path, Path]:
     np.save(paths[1], masks)
     return paths
 
-
-def _run(words: list[Any]) -> dict[str, Any]:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{Path(str(words[0])).name} {words[1]} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
