@@ -13,6 +13,7 @@ import os
 import sys
 
 LARGE = 128 * 2**20  # arrays from this size on go back to the system when they are freed
+MODEST = 32 * 2**20  # the most that an older glibc takes for this
 KEPT = 256 * 2**20  # of the smaller ones, as much is kept for the next
 _TRIM, _MMAP = -1, -3  # names of the two settings in malloc.h
 
@@ -21,13 +22,16 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep freed arrays, unless the user has told it something else.
 
     Returns:
-        Whether it was told: only glibc (Linux) has these settings, and MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in
-        the environment, which set the same, win.
+        Whether it was told: only glibc (Linux) has these settings, and MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ and
+        GLIBC_TUNABLES for malloc in the environment, which set the same, win.
     """
-    if not sys.platform.startswith("linux") or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
+    if not sys.platform.startswith("linux") or chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(mallopt(_MMAP, LARGE)) and bool(mallopt(_TRIM, KEPT))
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP, LARGE) or mallopt(_MMAP, MODEST)) and bool(mallopt(_TRIM, KEPT))
 
 
 def give_back() -> None:

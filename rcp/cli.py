@@ -39,8 +39,6 @@ def _run(given: argparse.Namespace) -> None:
         raise ValueError("--variant names forms of PatchCore: leave it out, or say --detector patchcore")
     category = data.find(given.data, given.category, given.layout)
     bank = rcp.BankSettings(coreset=given.coreset, parts=given.parts, search=given.search, folds=given.folds)
-    if given.max_memory:
-        Path(given.out).mkdir(parents=True, exist_ok=True)
     limit = rcp.MemoryLimit(given.max_memory, given.out)
     common = {"bank": bank, "seed": given.seed, "device": given.device, "limit": limit}
     if given.detector == "patchcore":

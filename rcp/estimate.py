@@ -19,7 +19,9 @@ from rcp.features import STORED, PatchExtractor
 from rcp.head import train_head
 from rcp.images import Batch, stream
 
-CORESET = 4e-9  # seconds per row and pick at 200 GFLOP/s: 0.6 to 1.1 s for 163,856 x 1,638, as `rcp bench` measures
+# Seconds of the coreset: CORESET · N · M^0.6 at 175 GFLOP/s, fitted to the curves of `rcp bench growth`; these predict
+# 0.42 s for 163,856 rows at 1 %, and 16 s for 1.6 million.
+CORESET, POWER, RATE = 3e-8, 0.6, 175e9
 PROBE = 4  # images and training steps that are timed
 
 
@@ -31,7 +33,6 @@ class Estimate:
         images, rows, width: training images, patches, numbers a patch.
         feature_bytes: of all training features, as they are stored; the largest thing there is.
         memory_rows, memory_bytes: of the coreset.
-        held_bytes: features and their projection, which fitting holds together; networks and libraries come on top.
         mapped: whether the features will lie in a file, as the detector's limit leaves no room for them in memory.
         seconds: by stage: features, training, coreset, calibration, scoring.
     """
@@ -42,7 +43,6 @@ class Estimate:
     feature_bytes: int
     memory_rows: int
     memory_bytes: int
-    held_bytes: int
     mapped: bool
     seconds: dict[str, float]
 
@@ -83,21 +83,21 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
     rows, n = len(train) * h * w, len(train)
     kept = coreset_size(rows, detector.bank.coreset)
     rate = _product_rate(extractor.device)
-    picking = CORESET * rows * kept * 2e11 / rate
-    searching = 3 * 2 * h * w * kept * detector.output_width / rate  # per image, measured against one product
+    width, out = extractor.width, detector.output_width
+    embedding = 2 * rows * width * out / rate if isinstance(detector, ReConPatch) else 0.0
+    picking = CORESET * rows * kept**POWER * RATE / rate
+    searching = 3 * 2 * h * w * kept * out / rate  # per image, measured against one product
     folds = detector.bank.folds
     seconds = {
         "features": n * per_image,
         "training": _training_seconds(detector, rows),
-        "coreset": picking,
-        "calibration": folds and folds * (1 - 1 / folds) ** 2 * picking + n * searching,
+        "coreset": embedding + picking,
+        "calibration": folds and folds * (1 - 1 / folds) ** (1 + POWER) * picking + n * searching,
         "scoring": len(test) * (per_image + searching) if test is not None else 0.0,
     }
-    features = STORED[extractor.settings.stored].itemsize * rows * extractor.width
-    memory = 4 * kept * detector.output_width
-    points = 4 * rows * min(detector.bank.projection or detector.output_width, detector.output_width)
+    features = STORED[extractor.settings.stored].itemsize * rows * width
     mapped = not detector.limit.fits(features)
-    return Estimate(n, rows, extractor.width, features, kept, memory, features + points, mapped, seconds)
+    return Estimate(n, rows, width, features, kept, 4 * kept * out, mapped, seconds)
 
 
 def _image_seconds(extractor: PatchExtractor, train: Split) -> tuple[float, tuple[int, int]]:

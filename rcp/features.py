@@ -237,12 +237,14 @@ class PatchExtractor:
             workers: threads that decode ahead of the network; 0 decodes in between.
 
         Raises:
-            ValueError: if the model, a level or the device does not exist.
+            ValueError: if the model, a level or the device does not exist, or a batch is to have no image.
             WeightsError: if the weights cannot be had.
         """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be positive or None, got {batch_size}")
         self.settings = settings
         self.device = choose_device(device)
-        self.batch_size = batch_size or _images_a_pass(settings.geometry)
+        self.batch_size = _images_a_pass(settings.geometry) if batch_size is None else batch_size
         self.workers = workers
         self.backbone = load_backbone(
             settings.backbone,

@@ -66,7 +66,8 @@ def run(
         with watch("estimate"):
             predicted = estimate(detector, category.train, category.test if tested else None)
         say(f"{category.dataset} {category.name}: {predicted}")
-        detector.limit.check()
+        banks = 2 if detector.bank.folds else 1  # calibration makes one more at a time
+        detector.limit.check(2 * banks * predicted.memory_bytes)  # its rows, and what the search makes of them
         checkpoint = out / "training.safetensors"
         if isinstance(detector, ReConPatch):
             detector.fit(category.train, on_error=on_error, checkpoint=checkpoint)

@@ -7,7 +7,6 @@ process cannot give back (its *anonymous* memory) stays below the bound.
 
 from __future__ import annotations
 
-import atexit
 import mmap
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rcp.allocator import give_back
 from rcp.timing import anonymous_bytes
 
 WORKING = 640 * 2**20  # what the stages need besides the large arrays: a batch in the network, blocks of distances
@@ -61,15 +61,26 @@ class MemoryLimit:
 
     def fits(self, count: int) -> bool:
         """Return whether this many bytes more, and what the stages need to work, stay below the bound."""
-        return self.max_bytes is None or anonymous_bytes() + count + WORKING <= self.max_bytes
+        if self.max_bytes is None or anonymous_bytes() + count + WORKING <= self.max_bytes:
+            return True
+        give_back()  # what was freed and only kept for the next array is not in use
+        return anonymous_bytes() + count + WORKING <= self.max_bytes
 
-    def check(self) -> None:
-        """Raise a MemoryError if the process, with what the stages need to work, is above the bound already."""
-        if not self.fits(0):
-            least = (anonymous_bytes() + WORKING) / 1e9
+    def check(self, memory_bytes: int = 0) -> None:
+        """Raise a MemoryError if the process is bound to go above the bound.
+
+        Args:
+            memory_bytes: what the detector's memory of normal patches will take: it is always held, never in a file.
+
+        Raises:
+            MemoryError: if the process has too much already, with the memory and what the stages need to work.
+        """
+        if not self.fits(memory_bytes):
+            least = (anonymous_bytes() + memory_bytes + WORKING) / 1e9
             raise MemoryError(
-                f"a bound of {self.max_bytes / 1e9:.2f} GB leaves no room to work in: the libraries and the network, with "
-                f"room for blocks, take {least:.2f} GB; allow that much, or take a smaller backbone"
+                f"a bound of {self.max_bytes / 1e9:.2f} GB leaves no room to work in: the libraries and the network, room for "
+                f"blocks, and {memory_bytes / 1e9:.2f} GB for the memory of normal patches take {least:.2f} GB; allow that "
+                "much, or take a smaller backbone or coreset"
             )
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Store:
@@ -97,21 +108,9 @@ class MemoryLimit:
             raise OSError(
                 f"{folder} has no room for a file of {count / 1e9:.1f} GB: free some, name another folder, or allow more memory"
             )
-        handle, name = tempfile.mkstemp(prefix="rcp-", suffix=".features", dir=folder)
-        try:
+        with tempfile.TemporaryFile(dir=folder) as file:  # nameless: a killed process leaves nothing behind
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, count)  # a full disk is found here, not by a crash in the middle
+                os.posix_fallocate(file.fileno(), 0, count)  # a full disk is found here, not by a crash in the middle
             else:
-                os.truncate(handle, count)
-            return mmap.mmap(handle, count)
-        finally:
-            os.close(handle)
-            _forget(Path(name))
-
-
-def _forget(path: Path) -> None:
-    """Remove the name of a mapped file: the mapping lives on, and a killed process leaves nothing behind."""
-    if os.name == "posix":
-        path.unlink()
-    else:  # Windows keeps files that are mapped; they go when the process ends
-        atexit.register(path.unlink, missing_ok=True)
+                file.truncate(count)
+            return mmap.mmap(file.fileno(), count)  # keeps a handle of its own

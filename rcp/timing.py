@@ -12,6 +12,10 @@ from pathlib import Path
 import psutil
 
 
+# Seconds between two looks at the memory: elsewhere than on Linux the system goes through all pages to count them.
+LOOK = 0.02 if sys.platform.startswith("linux") else 0.5
+
+
 class Stopwatch:
     """Wall seconds by stage; a stage that runs again is added up."""
 
@@ -42,15 +46,16 @@ def anonymous_bytes() -> int:
     """Return the memory of this process that no file stands behind, in bytes: what the system cannot take back."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux
-        line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-        return int(line.split()[1]) * 1024
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
     return int(psutil.Process().memory_full_info().uss)  # what would be free if the process ended: close to it
 
 
 class MemoryWatch:
-    """The peak of the anonymous memory while a with statement runs, looked at every few milliseconds by a thread."""
+    """The peak of the anonymous memory while a with statement runs, looked at now and then by a thread."""
 
-    def __init__(self, interval: float = 0.02):
+    def __init__(self, interval: float = LOOK):
         """Take the seconds between two looks."""
         self.interval = interval
         self.peak_bytes = 0

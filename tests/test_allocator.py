@@ -19,7 +19,7 @@ NAMES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 @pytest.fixture(autouse=True)
 def no_wishes(monkeypatch):
-    for name in NAMES:
+    for name in (*NAMES, "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -50,6 +50,19 @@ def test_both_settings_are_those_of_malloc_h(calls):
 def test_the_users_own_settings_win(calls, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert keep_freed_memory() is False and calls == []
+
+
+@pytest.mark.parametrize(("tunables", "told"), [("glibc.malloc.trim_threshold=0", False), ("glibc.cpu.x86_ibt=off", True)])
+def test_tunables_win_if_they_are_about_malloc(calls, monkeypatch, tunables, told):
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert keep_freed_memory() is told and bool(calls) is told
+
+
+def test_an_older_library_that_takes_no_large_threshold_is_told_a_smaller_one(calls, monkeypatch):
+    library = SimpleNamespace(mallopt=lambda name, value: calls.append((name, value)) or int(value in (2**25, KEPT)))
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
+    assert keep_freed_memory() is True
+    assert calls == [(-3, LARGE), (-3, 2**25), (-1, KEPT)]
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])

@@ -183,16 +183,10 @@ def test_no_images_are_refused(tiny, make):
 
 @pytest.fixture
 def files(monkeypatch) -> list[str]:
-    """The names under which temporary files were made."""
-    names, real = [], tempfile.mkstemp
-
-    def make(*args, **options):
-        handle, name = real(*args, **options)
-        names.append(name)
-        return handle, name
-
-    monkeypatch.setattr(tempfile, "mkstemp", make)
-    return names
+    """The folders in which mapped files were made."""
+    folders, real = [], tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *, dir: folders.append(str(dir)) or real(dir=dir))
+    return folders
 
 
 def assert_fitted_alike(a, b) -> None:
@@ -211,7 +205,7 @@ def test_fitted_in_files_is_fitted_in_memory_bit_by_bit(make, tiny, photos, cate
     kept = make(replace(tiny, stored=stored), **options).fit(photos)
     assert files == [] and kept.limit == MemoryLimit()
     mapped = make(replace(tiny, stored=stored), limit=MemoryLimit(1, tmp_path), **options).fit(photos)
-    assert len(files) == 2 and all(name.startswith(str(tmp_path)) for name in files)  # features, and their projection
+    assert files == [str(tmp_path)] * 2  # features, and their projection
     assert list(tmp_path.iterdir()) == []
     assert_fitted_alike(kept, mapped)
     if make is reconpatch:
@@ -219,6 +213,15 @@ def test_fitted_in_files_is_fitted_in_memory_bit_by_bit(make, tiny, photos, cate
         assert mapped.weight.untyped_storage().nbytes() == mapped.weight.nbytes
     found, expected = mapped.score(category.test), kept.score(category.test)
     assert torch.equal(found.patch_scores, expected.patch_scores) and len(files) == 2
+
+
+def test_the_points_of_a_fold_wait_in_a_file_too_if_they_are_picked_in_parts(tiny, photos, tmp_path, files, monkeypatch):
+    monkeypatch.setattr(rcp.detectors.bank, "CHUNK", 100)  # several, the last one shorter
+    bank = replace(BANK, parts=2)
+    kept, mapped = (patchcore(tiny, bank=bank, limit=limit).fit(photos) for limit in
+                    (MemoryLimit(), MemoryLimit(1, tmp_path)))  # fmt: skip
+    assert len(files) == 2 + BANK.folds
+    assert_fitted_alike(kept, mapped)
 
 
 def test_batches_of_whole_images_are_drawn_from_a_file_too(tiny, photos, tmp_path):

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from types import SimpleNamespace
+from typing import IO
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ import rcp.store
 from rcp.store import WORKING, MemoryLimit, Store
 
 MB = 2**20
-posix = pytest.mark.skipif(os.name != "posix", reason="elsewhere a mapped file keeps its name until the process ends")
+posix = pytest.mark.skipif(os.name != "posix", reason="elsewhere a mapped file has a name until it is let go of")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts pages of files as resident")
 
 
@@ -32,17 +33,17 @@ def process(monkeypatch):
 
 
 @pytest.fixture
-def files(monkeypatch) -> list[str]:
-    """The names under which temporary files were made."""
-    names, real = [], tempfile.mkstemp
+def files(monkeypatch) -> list[tuple[str, IO]]:
+    """The folders in which temporary files were made, and the files."""
+    made, real = [], tempfile.TemporaryFile
 
-    def make(*args, **options):
-        handle, name = real(*args, **options)
-        names.append(name)
-        return handle, name
+    def make(*, dir):
+        file = real(dir=dir)
+        made.append((str(dir), file))
+        return file
 
-    monkeypatch.setattr(tempfile, "mkstemp", make)
-    return names
+    monkeypatch.setattr(tempfile, "TemporaryFile", make)
+    return made
 
 
 # --- in memory or in a file -----------------------------------------------------------------------
@@ -72,6 +73,18 @@ def test_the_bytes_of_the_type_count_and_so_does_what_the_process_has_by_then(pr
     assert limit.empty((10, 10), torch.uint8).file is not None
     process.bytes -= 101
     assert limit.empty((10, 10), torch.uint8).file is None
+
+
+def test_freed_memory_that_is_only_kept_does_not_count(process, monkeypatch):
+    limit = MemoryLimit(process.bytes + WORKING)
+    process.bytes += 200
+    assert not limit.fits(0)
+
+    def give_back():
+        process.bytes -= 150
+
+    monkeypatch.setattr(rcp.store, "give_back", give_back)
+    assert not limit.fits(0) and limit.fits(0)  # 150 of the 200 are given back, then 150 more
 
 
 def test_there_is_room_for_the_stages_to_work_in():
@@ -142,7 +155,7 @@ def test_the_file_lies_in_the_folder_and_has_no_name_there(tmp_path, files):
     (tmp_path / "here").mkdir()
     for folder in (tmp_path / "here", str(tmp_path / "here")):
         store = MemoryLimit(1, folder).empty((50,))
-        assert os.path.dirname(files[-1]) == str(tmp_path / "here") and list((tmp_path / "here").iterdir()) == []
+        assert files[-1][0] == str(tmp_path / "here") and list((tmp_path / "here").iterdir()) == []
         store.values.fill_(3)
         assert (store.values == 3).all() and list((tmp_path / "here").iterdir()) == []
 
@@ -151,21 +164,7 @@ def test_the_file_lies_in_the_folder_and_has_no_name_there(tmp_path, files):
 def test_without_a_folder_it_is_the_systems_for_temporary_files(tmp_path, files, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert MemoryLimit(1).empty((50,)).file is not None
-    assert os.path.dirname(files[0]) == str(tmp_path) and list(tmp_path.iterdir()) == []
-
-
-def test_elsewhere_the_name_is_removed_when_the_process_ends(tmp_path, monkeypatch):
-    later = []
-    monkeypatch.setattr(rcp.store, "os", SimpleNamespace(name="nt"))
-    monkeypatch.setattr(rcp.store.atexit, "register", lambda *call, **options: later.append((call, options)))
-    path = tmp_path / "rcp-1.features"
-    path.touch()
-    rcp.store._forget(path)
-    ((function, *rest), options), *none = later
-    assert path.exists() and not none
-    function(*rest, **options)
-    function(*rest, **options)  # gone already
-    assert not path.exists()
+    assert files[0][0] == str(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -209,11 +208,9 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         MemoryLimit(1, tmp_path / "nowhere").empty((10,))
 
 
-def test_the_handle_that_a_file_was_made_with_is_closed(tmp_path, monkeypatch):
-    closed, real = [], os.close
-    monkeypatch.setattr(rcp.store.os, "close", lambda handle: closed.append(handle) or real(handle))
-    MemoryLimit(1, tmp_path).empty((10,))
-    assert len(closed) == 1
+def test_the_handle_that_a_file_was_made_with_is_closed(tmp_path, files):
+    store = MemoryLimit(1, tmp_path).empty((10,))
+    assert files[0][1].closed and store.values.fill_(2).sum() == 20
 
 
 def test_a_bound_below_what_the_process_has_already_is_one_sentence_with_the_least(process):
@@ -224,6 +221,10 @@ def test_a_bound_below_what_the_process_has_already_is_one_sentence_with_the_lea
     assert "a bound of 1.67 GB leaves no room to work in" in sentence and "take 1.67 GB; allow that much" in sentence
     with pytest.raises(MemoryError, match=r"a bound of 0.50 GB .* take 1.67 GB"):
         MemoryLimit(5 * 10**8).check()
+    least = process.bytes + WORKING + 3 * 10**8
+    MemoryLimit(least).check(3 * 10**8)
+    with pytest.raises(MemoryError, match=r"and 0.30 GB for the memory of normal patches take 1.97 GB.* or coreset"):
+        MemoryLimit(least - 1).check(3 * 10**8)
 
 
 def test_a_limit_compares_by_value_and_is_part_of_the_package():

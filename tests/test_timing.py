@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -55,6 +56,13 @@ def test_on_linux_it_is_what_the_kernel_calls_anonymous_in_bytes(monkeypatch):
     monkeypatch.setattr("rcp.timing.Path.exists", lambda path: True)
     monkeypatch.setattr("rcp.timing.Path.read_text", lambda path: status)
     assert anonymous_bytes() == 500 * 1024
+
+
+def test_a_kernel_that_does_not_tell_is_asked_in_another_way(monkeypatch):
+    monkeypatch.setattr("rcp.timing.Path.exists", lambda path: True)
+    monkeypatch.setattr("rcp.timing.Path.read_text", lambda path: "VmRSS:\t  900 kB\n")
+    monkeypatch.setattr("rcp.timing.psutil.Process", lambda: SimpleNamespace(memory_full_info=lambda: SimpleNamespace(uss=77)))
+    assert anonymous_bytes() == 77
 
 
 def test_the_memory_without_a_file_does_not_grow_with_a_touched_mapped_file(tmp_path):

@@ -1,8 +1,8 @@
 """`rcp bench`: how long the stages take, how much memory, how it grows, and how peers compare.
 
 A single figure says little, because machines differ and are noisy. So whatever is compared is measured in turn in one run,
-and the ratio stands with its spread. Each suite answers one question and returns plain data; BENCHMARKS.md tells what came
-of them, beside the floors that were computed beforehand.
+and the ratio stands with its spread. Everything runs on the CPU. Each suite answers one question and returns plain data;
+BENCHMARKS.md tells what came of them, beside the floors that were computed beforehand.
 
 ==========  ============================================================================  ====================
 suite       question                                                                      takes, on 2 cores

@@ -39,7 +39,7 @@ RATIOS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
 def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
     """Return the curves (sizes, seconds, exponent; for the coreset's rows the memory, too), and the coreset in parts."""
     train = [sample.path for name in synthetic.CATEGORIES for sample in mvtec(synthetic.cached(), name).train]
-    base = PatchExtractor(FeatureSettings()).extract(train[:96]).rows[:, :128].contiguous()  # (n, 128)
+    base = PatchExtractor(FeatureSettings(), device="cpu").extract(train[:96]).rows[:, :128].contiguous()  # (n, 128)
     curves = {
         "images": _curve("good images", "PatchCore's fit", IMAGES, lambda n: _fit(train, n, 224), say),
         "image size": _curve("pixels a side", "PatchCore's fit on 24 images", SIZES, lambda s: _fit(train, 24, s), say),
@@ -99,9 +99,9 @@ def mixed(base: Tensor, count: int) -> Tensor:
 
 
 def _fit(train: Sequence, images: int, size: int) -> float:
-    extractor = PatchExtractor(FeatureSettings(resize=size, crop=size))
+    extractor = PatchExtractor(FeatureSettings(resize=size, crop=size), device="cpu")
     extractor.extract(train[:2])  # the first pass sets the libraries up
-    detector = PatchCore(extractor.settings, bank=BankSettings(folds=0))
+    detector = PatchCore(extractor.settings, bank=BankSettings(folds=0), device="cpu")
     detector.extractor = extractor
     some = [train[i % len(train)] for i in range(images)]
     return seconds(lambda: detector.fit(some))

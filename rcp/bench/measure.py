@@ -17,6 +17,8 @@ import torch
 
 from rcp.modelfile import versions
 
+FULL = 900  # pixels of a side of MVTec AD's full-size bottle
+
 Work = Callable[[], Any]
 
 

@@ -49,7 +49,8 @@ def fit(folder: Path) -> dict[str, Any]:
         "wide_resnet50_2", pretrained=False, resize=SIDE, crop=SIDE, precision="bfloat16", stored="float16"
     )
     detector = ReConPatch(
-        settings, training=TrainSettings(epochs=1), bank=BankSettings(folds=0), limit=MemoryLimit(BOUND, folder)
+        settings, training=TrainSettings(epochs=1), bank=BankSettings(folds=0), limit=MemoryLimit(BOUND, folder),
+        device="cpu",
     )
     with MemoryWatch() as memory:
         detector.fit(paths)

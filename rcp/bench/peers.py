@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import rcp
-from rcp.bench.measure import answer_of, line, table
+from rcp.bench.measure import FULL, answer_of, line, table
 from rcp.data import Category
 from rcp.features import FeatureSettings, PatchExtractor
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rcp.bench import Choice
 
 HERE = Path(__file__).parent
-FULL = 900  # pixels of a side of MVTec AD's full-size bottle
 MAPS = (167, 800, 800)
 
 
@@ -37,7 +36,7 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
         root = full_size(choice.category, folder / "full")
         say(f"  {choice.category.name}: {len(choice.category.train)} + {len(choice.category.test)} images as {FULL} px PNG")
         rows = folder / "rows.npy"
-        np.save(rows, PatchExtractor(FeatureSettings()).extract(choice.category.train).rows.numpy())
+        np.save(rows, PatchExtractor(FeatureSettings(), device="cpu").extract(choice.category.train).rows.numpy())
         maps = _maps(folder)
         found, lines = {}, []
         others = {name: value for name, value in os.environ.items() if name not in rcp.SET_HERE}  # as anomalib's users run it

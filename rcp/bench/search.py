@@ -32,7 +32,7 @@ QUERIES = 4 * 784  # patches of four images
 def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
     """Return, for each search, seconds to build and to ask, recall@1, and the AUROCs beside the exact ones."""
     categories = [mvtec(synthetic.cached(), name) for name in synthetic.CATEGORIES]
-    extractor = PatchExtractor(FeatureSettings())
+    extractor = PatchExtractor(FeatureSettings(), device="cpu")
     good = [extractor.extract(category.train) for category in categories]
     tests = [extractor.extract(category.test) for category in categories]
     rows = mixed(torch.cat([features.rows for features in good]), ROWS)

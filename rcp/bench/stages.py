@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcp import metrics, synthetic
-from rcp.bench.measure import compare, table
+from rcp.bench.measure import FULL, compare, table
 from rcp.coreset import greedy_coreset
 from rcp.data import mvtec
 from rcp.features import FeatureSettings, PatchExtractor
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 BOTTLE = (163_856, 128)  # the features of MVTec AD's bottle at 224 pixels, projected
 LARGE = 8192  # patches of a large training batch
-FULL = 900  # pixels of a side of MVTec AD's full-size bottle
 
 
 def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def measure(choice: Choice, say: Callable[[str], None]) -> dict[str, Any]:
     train = [sample.path for name in synthetic.CATEGORIES for sample in mvtec(synthetic.cached(), name).train]
     lines = [decoding(train[0], repeats), features(train, repeats, "float32"), features(train, repeats, "bfloat16")]
     lines.append(bfloat16(train, repeats))
-    rows = PatchExtractor(FeatureSettings()).extract(train).rows
+    rows = PatchExtractor(FeatureSettings(), device="cpu").extract(train).rows
     lines += [coreset(rows[: BOTTLE[0], : BOTTLE[1]].contiguous(), repeats), training(repeats), training_large(repeats)]
     lines += [wide_network(repeats, precision) for precision in ("float32", "bfloat16")]
     lines += [scoring(repeats), backbone_share(train, repeats), pixel_metrics(repeats)]
@@ -67,7 +66,7 @@ def decoding(path: Path, repeats: int) -> dict[str, Any]:
 
 def features(paths: Sequence[Path], repeats: int, precision: str) -> dict[str, Any]:
     """Files to features: what decoding adds to the network."""
-    some, extractor = paths[:64], PatchExtractor(FeatureSettings(precision=precision))
+    some, extractor = paths[:64], PatchExtractor(FeatureSettings(precision=precision), device="cpu")
     pixels = next(iter(stream(some, Geometry(), batch_size=64))).pixels
 
     def network() -> None:
@@ -83,7 +82,7 @@ def features(paths: Sequence[Path], repeats: int, precision: str) -> dict[str, A
 def bfloat16(paths: Sequence[Path], repeats: int) -> dict[str, Any]:
     """The network in bfloat16 against float32."""
     pixels = next(iter(stream(paths[:16], Geometry(), batch_size=16))).pixels
-    full, half = (PatchExtractor(FeatureSettings(precision=p)) for p in ("float32", "bfloat16"))
+    full, half = (PatchExtractor(FeatureSettings(precision=p), device="cpu") for p in ("float32", "bfloat16"))
 
     def run(extractor: PatchExtractor) -> None:
         for part in pixels.split(extractor.batch_size):
@@ -97,7 +96,8 @@ def bfloat16(paths: Sequence[Path], repeats: int) -> dict[str, Any]:
 
 def wide_network(repeats: int, precision: str) -> dict[str, Any]:
     """A WideResNet-50 up to level 3 on eight images, against a matrix product of as many operations."""
-    extractor = PatchExtractor(FeatureSettings("wide_resnet50_2", pretrained=False, precision=precision))
+    settings = FeatureSettings("wide_resnet50_2", pretrained=False, precision=precision)
+    extractor = PatchExtractor(settings, device="cpu")
     pixels = torch.zeros(extractor.batch_size, 3, 224, 224, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counted:
         extractor.patches(pixels)
@@ -180,7 +180,8 @@ def backbone_share(paths: Sequence[Path], repeats: int) -> dict[str, Any]:
     """The same scoring against a WideResNet-50's pass over the image."""
     generator = torch.Generator().manual_seed(0)
     queries, rows = torch.randn(1, 28, 28, 512, generator=generator), torch.randn(1638, 512, generator=generator)
-    bank, extractor = MemoryBank(rows), PatchExtractor(FeatureSettings("wide_resnet50_2", pretrained=False))
+    bank, settings = MemoryBank(rows), FeatureSettings("wide_resnet50_2", pretrained=False)
+    extractor = PatchExtractor(settings, device="cpu")
     pixels = next(iter(stream(paths[:1], Geometry()))).pixels
     return compare(
         "scores + map of an image, memory 1,638 × 512", "WideResNet-50 features of the image",

@@ -38,7 +38,7 @@ class BankSettings:
         parts: above 1, the coreset is picked in so many parts and then among their picks (`rcp.partitioned`): not exact, for
             millions of rows.
         neighbours: b of Eq. 10 (ours: the paper does not state it; 9 as in PatchCore's re-implementations).
-        search: "torch" or "faiss".
+        search: who finds the nearest rows, one of `rcp.memory.SEARCHES`: "torch" and "faiss" exactly, the others nearly.
         smoothing: sigma of the maps' Gaussian in pixels of the map.
         folds: parts in which the training images are held out in turn to learn what normal scores look like; 0: no
             calibration, hence no threshold and no colour scale.
@@ -336,9 +336,18 @@ class BankDetector:
         if parts == 1:
             return greedy_coreset(points, ratio, generator=generator, projection=None, among=among)
         where = None if among is None else among.nonzero().flatten().to(points.device)
-        some = points if where is None else points[where]
+        some = points if where is None else self._copied(points, where)
         found = partitioned_coreset(some, ratio, parts=parts, generator=generator, projection=None)
         return found if where is None else replace(found, indices=where.cpu()[found.indices])
+
+    def _copied(self, points: Tensor, where: Tensor) -> Tensor:
+        """points[where], under the same bound as the points."""
+        if points.device.type != "cpu":
+            return points[where]
+        out = self.limit.empty((len(where), points.shape[1])).values
+        for at in range(0, len(where), CHUNK):
+            out[at : at + CHUNK] = points[where[at : at + CHUNK]]
+        return out
 
     def _bank(self, rows: Tensor, chosen: Tensor) -> MemoryBank:
         return MemoryBank(self._embed(rows[chosen]), self.bank.search)
