@@ -85,7 +85,7 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
     rate = _product_rate(extractor.device)
     width, out = extractor.width, detector.output_width
     embedding = 2 * rows * width * out / rate if isinstance(detector, ReConPatch) else 0.0
-    picking = CORESET * rows * kept**POWER * RATE / rate
+    picking = coreset_seconds(rows, kept, rate)
     searching = 3 * 2 * h * w * kept * out / rate  # per image, measured against one product
     folds = detector.bank.folds
     seconds = {
@@ -98,6 +98,11 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
     features = STORED[extractor.settings.stored].itemsize * rows * width
     mapped = not detector.limit.fits(features)
     return Estimate(n, rows, width, features, kept, 4 * kept * out, mapped, seconds)
+
+
+def coreset_seconds(rows: int, kept: int, rate: float) -> float:
+    """Return the seconds of picking so many of so many rows, 128 wide, at a rate of matrix products in operations a second."""
+    return CORESET * rows * kept**POWER * RATE / rate
 
 
 def _image_seconds(extractor: PatchExtractor, train: Split) -> tuple[float, tuple[int, int]]:

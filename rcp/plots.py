@@ -221,6 +221,7 @@ def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
     panels[0].set_xticks(sizes, [f"{size:,.10g}" for size in sizes])
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # less than a decade, too, has numbers on its axis
     panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylim(_round_number(values.min(), -1), _round_number(values.max(), 1))
     panels[0].minorticks_off()
     panels[0].set_ylabel("seconds", fontsize=TYPE)
     if "extra_bytes" in curve:
@@ -239,6 +240,13 @@ def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
         axes.legend(fontsize=TYPE - 1, frameon=False)
     figure.suptitle(f"{curve['what']}\n{machine}", fontsize=TYPE)
     return figure
+
+
+def _round_number(value: float, direction: int) -> float:
+    """The nearest 1, 2 or 5 times a power of ten that is not above (direction -1) or not below (1) the value."""
+    decade = 10 ** np.floor(np.log10(value))
+    around = decade * np.array([1, 2, 5, 10])
+    return float(around[around <= value].max() if direction < 0 else around[around >= value].min())
 
 
 def _seen(test: Split, index: int, result: Result) -> tuple[np.ndarray, np.ndarray | None]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import rcp
-from rcp.bench import SUITES, Choice, bench, measure, memory, ours, peers
+from rcp.bench import SUITES, Choice, bench, measure, memory, ours, peers, stages
 from rcp.bench.growth import mixed
 from rcp.bench.measure import answer_of
 from rcp.cli import main
@@ -140,6 +140,17 @@ def test_the_fit_under_a_bound_reports_what_it_held(tmp_path, monkeypatch):
     assert found["patches"] == 2 * 8 * 8 and found["width"] == 1536 and found["stored"] == "float16"
     assert found["peak_anonymous_bytes"] > 0 and not list(tmp_path.iterdir())
     json.dumps(found)
+
+
+def test_the_wide_network_is_put_beside_a_product_of_its_own_operations():
+    found = stages.wide_network(1, "float32")
+    assert found["operations"] == pytest.approx(18.4e9, rel=0.01)  # two for each multiplication with an addition
+
+
+@pytest.mark.parametrize(("low", "high", "ticks"), [(0.88, 1.78, (0.5, 2)), (0.1, 20.4, (0.1, 50)), (2, 5, (2, 5))])
+def test_the_axis_of_growth_ends_at_round_numbers_so_that_two_of_them_are_on_it(low, high, ticks):
+    curve = {"axis": "rows", "what": "coreset", "sizes": [10, 20], "seconds": [low, high], "exponent": 1.0}
+    assert growth_figure(curve, "a machine").axes[0].get_ylim() == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("extra", [{}, {"extra_bytes": [1e6, 2e6, 4e6]}])

@@ -22,7 +22,7 @@ from rcp import head, options, synthetic
 from rcp.allocator import give_back
 from rcp.cli import _unique_names, main
 from rcp.comparison import Row, as_csv, compare, markdown, summary
-from rcp.estimate import estimate, size
+from rcp.estimate import RATE, coreset_seconds, estimate, size
 from rcp.files import read_json, read_tensors
 from rcp.run import run
 
@@ -201,6 +201,16 @@ def test_estimate_predicts_rows_and_bytes_exactly(root):
     detector.fit(features)
     assert predicted.memory_rows == len(detector.memory) and predicted.memory_bytes == detector.memory.rows.nbytes
     assert all(seconds >= 0 for seconds in predicted.seconds.values()) and "patches" in str(predicted)
+
+
+def test_the_coresets_predicted_seconds_are_those_that_were_measured_within_a_factor_of_two():
+    curves = read_json(Path(__file__).parents[1] / "figures" / "bench_growth.json")["growth"]["curves"]
+    rows, ratio = curves["coreset rows"], curves["coreset ratio"]
+    measured = [(n, n // 100, s) for n, s in zip(rows["sizes"], rows["seconds"], strict=True)]
+    measured += [(100_352, int(100_352 * r), s) for r, s in zip(ratio["sizes"], ratio["seconds"], strict=True)]
+    for n, kept, seconds in measured:
+        assert 0.5 < coreset_seconds(n, kept, RATE) / seconds < 2
+    assert coreset_seconds(10**6, 10**4, RATE / 2) == pytest.approx(2 * coreset_seconds(10**6, 10**4, RATE))
 
 
 def test_sizes_read_as_people_write_them():

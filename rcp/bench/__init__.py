@@ -10,7 +10,7 @@ suite       question                                                            
 stages      How far is each stage from what the machine can do?                           2 minutes
 growth      How do seconds grow with images, image size, feature width, coreset?          2 minutes
 search      What do approximate searches gain and lose on a memory of a million rows?     5 minutes
-memory      Does a fit on 1.4 million rows keep to a bound of 3 GiB?                      10 minutes
+memory      Does a fit on 1.4 million rows keep to a bound of 3 GiB?                      5 minutes
 peers       How does anomalib compare, on the same files, rows and maps?                  10 minutes a repeat
 ==========  ============================================================================  ====================
 """

@@ -77,11 +77,10 @@ def answer_of(words: Sequence[Any], environment: dict[str, str] | None = None) -
     """
     words = [str(word) for word in words]
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    if done.returncode < 0:
-        reason = f"signal {-done.returncode} ended it (9: the system, mostly for want of memory)"
-    else:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        if done.returncode < 0:
+            reason = f"signal {-done.returncode} ended it (9: the system, mostly for want of memory)"
         raise ValueError(f"{' '.join(words)} failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 

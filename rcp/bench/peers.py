@@ -94,4 +94,3 @@ def _maps(folder: Path) -> tuple[Path, Path]:
     np.save(paths[0], maps)
     np.save(paths[1], masks)
     return paths
-
