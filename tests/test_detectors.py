@@ -222,6 +222,10 @@ def test_the_points_of_a_fold_wait_in_a_file_too_if_they_are_picked_in_parts(tin
                     (MemoryLimit(), MemoryLimit(1, tmp_path)))  # fmt: skip
     assert len(files) == 2 + BANK.folds
     assert_fitted_alike(kept, mapped)
+    points = torch.randn(333, 5, generator=torch.Generator().manual_seed(0))
+    where = torch.arange(332, 2, -2)  # 165 of them
+    for detector in (kept, mapped):
+        assert torch.equal(detector._copied(points, where), points[where])
 
 
 def test_batches_of_whole_images_are_drawn_from_a_file_too(tiny, photos, tmp_path):

@@ -443,3 +443,9 @@ def test_a_device_can_be_wished_for():
 def test_slow_bilinear_is_what_torch_calls_bilinear():
     maps = draw(1, 2, 3, 5)
     torch.testing.assert_close(slow_bilinear(maps, 7, 4), F.interpolate(maps, (7, 4), mode="bilinear"))
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_a_pass_of_no_image_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match=f"batch_size must be positive or None, got {wrong}"):
+        PatchExtractor(tiny, device="cpu", batch_size=wrong)

@@ -213,6 +213,20 @@ def test_the_coresets_predicted_seconds_are_those_that_were_measured_within_a_fa
     assert coreset_seconds(10**6, 10**4, RATE / 2) == pytest.approx(2 * coreset_seconds(10**6, 10**4, RATE))
 
 
+def test_the_coreset_is_predicted_with_its_embedding_and_once_smaller_for_each_fold(root, monkeypatch):
+    monkeypatch.setattr("rcp.estimate._product_rate", lambda device: 1e6)  # slow: seconds that can be told apart
+    category, bank = rcp.mvtec(root, "flange"), replace(BANK, folds=4)
+    for detector in (rcp.PatchCore(TINY, bank=bank), rcp.ReConPatch(TINY, training=FAST, bank=bank)):
+        predicted = estimate(detector, category.train)
+        rows, kept, width = predicted.rows, predicted.memory_rows, detector.output_width
+        picking = coreset_seconds(rows, kept, 1e6)
+        embedding = 2 * rows * predicted.width * 16 / 1e6 if isinstance(detector, rcp.ReConPatch) else 0
+        assert predicted.seconds["coreset"] == pytest.approx(picking + embedding)
+        smaller = coreset_seconds(1, 1, 1e6) * (0.75 * rows) * (0.75 * kept) ** 0.6  # of three quarters of the rows
+        searching = 3 * 2 * rows * kept * width / 1e6
+        assert predicted.seconds["calibration"] == pytest.approx(4 * smaller + searching)
+
+
 def test_sizes_read_as_people_write_them():
     assert size(1_006_000_000) == "1.0 GB" and size(44_000_000) == "44 MB"
 
