@@ -11,56 +11,58 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # # 00 · Quick start: find what does not belong
 #
 # **Goal.** From image files to anomaly scores, heat maps and an honest table, with the two detectors of this course:
-# *PatchCore*, which only remembers, and *ReConPatch*, which trains first. (15 minutes to teach; about a minute to run.)
+# *PatchCore*, which only remembers, and *ReConPatch*, which trains first.
+#
+# **Time.** 20 minutes to teach, about a minute to run.
 #
 # **Predict first.** A production line gives you photographs of *good* parts only. You may keep one percent of what a
 # network sees in them. Which of these will you catch: a missing screw, a hairline crack, a misprinted digit? Write your
 # guess down; the last table and the slider will tell.
 
-# %%
+# %% tags=["install", "remove-cell"]
+import importlib.util
+
+if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
+    get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+
+# %% tags=["setup"]
 # %matplotlib inline
 # %config InlineBackend.figure_formats = ["jpeg"]
 import os
-from pathlib import Path
 
 import rcp  # before torch: it asks waiting threads to sleep, which keeps a busy laptop responsive
 import torch
 from IPython.display import Markdown
-from rcp import comparison, plots, synthetic, widgets
+from rcp import comparison, course, plots, synthetic, widgets
+from rcp.course import quickstart as lesson
 from rcp.files import write_atomically
 from rcp.memory import nearest_neighbours
 
-OUT = Path(os.environ.get("RCP_OUT", "../demo"))  # figures and tables go here
-
-# %% [markdown]
-# ## 1 · Data: good parts to learn from, all kinds to be tested on
+# %% [markdown] tags=["slide"]
+# ## 1 · Data: good parts to learn from, all kinds to be tested on (3 min)
 #
 # The embedded data are made on this machine, from a seed: two surfaces cut from real photographs, two rendered parts.
 # They lie on disk as MVTec AD does, so the same lines read the real thing: set `RCP_DATA=…/mvtec RCP_CATEGORY=bottle`.
 
-# %% tags=["nbval-check-output"]
-root = Path(os.environ.get("RCP_DATA") or synthetic.cached())
-name = os.environ.get("RCP_CATEGORY", "terminal")
-category = rcp.find(root, name)
+# %% tags=["setup", "nbval-check-output"]
+category = course.category("terminal")
 print(category.name, "| train:", category.train.counts())
 print("test:", category.test.counts())
 
-# %%
-sheet = plots.contact_sheet(category.test)
-plots.write(sheet, OUT / "00_quickstart_data.png", dpi=72)
-sheet
+# %% tags=["sub", "hide-input"]
+course.keep(plots.contact_sheet(category.test), "00_quickstart_data")
 
 # %% [markdown]
 # **What this tells you.** The first row is good: light, position and noise vary, and none of that may raise an alarm. In
 # the others the true outline of the defect is drawn in cyan. The detectors never see these outlines, nor any label: they
 # are for judging only.
 
-# %% [markdown]
-# ## 2 · The idea on six points you can check by eye
+# %% [markdown] tags=["slide"]
+# ## 2 · The idea on six points you can check by eye (3 min)
 #
 # A *memory* holds what normal looks like, here four points in the plane. A new point is as anomalous as it is far from
 # its **nearest** neighbour in the memory (ReConPatch, Eq. 9):
@@ -88,12 +90,12 @@ print("distances", [f"{d:.2f}" for d in distances[:, 0].tolist()], "| nearest ro
 # The distances are rooted L2, not squared: $(4,5)$ is 5 away from $(1,1)$, not 25.
 
 # %% [markdown]
-# ## 3 · The same with real patches
+# ## 3 · The same with real patches (3 min)
 #
 # A frozen ImageNet network turns each image into a grid of patch features. *Predict:* 28 × 28 patches an image, how many
 # rows and bytes will the training images give?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["setup", "nbval-check-output"]
 extractor = rcp.PatchExtractor(rcp.FeatureSettings("efficientnet_lite0"))
 train = extractor.extract(category.train)  # (n, 28, 28, 152)
 test = extractor.extract(category.test)
@@ -107,7 +109,7 @@ print(f"measured  {train.values.nbytes / 1e6:.1f} MB in {len(train.rows):,} rows
 # first trains a linear layer `f` on them, without labels (Eqs 1–8 of the paper, in `rcp.similarity`,
 # `rcp.loss` and `rcp.head`), and remembers `f(p)`.
 
-# %%
+# %% tags=["setup"]
 short = rcp.TrainSettings(epochs=3, steps=16)  # a short training, so that a class need not wait; the paper: 120 epochs
 fitted = {
     "PatchCore": rcp.PatchCore("efficientnet_lite0").fit(train),
@@ -122,16 +124,14 @@ for title, result in results.items():
 # one: 0.5 is guessing. *AUPRO* gives every defect the same weight, large or small. These numbers come from one seed;
 # whether one detector is better than the other needs several (section 6).
 
-# %% [markdown]
-# ## 4 · Scores, and where to draw the line
+# %% [markdown] tags=["slide"]
+# ## 4 · Scores, and where to draw the line (4 min)
 #
 # The limit is set **without any test label**: each training image was scored against a memory built without it, and the
 # limit is the score that at most 5 % of such normal images are expected to exceed.
 
-# %%
-histogram = plots.score_histogram(results)
-plots.write(histogram, OUT / "00_quickstart_scores.png", dpi=72)
-histogram
+# %% tags=["sub", "hide-input"]
+course.keep(plots.score_histogram(results), "00_quickstart_scores")
 
 # %%
 for title, result in results.items():
@@ -146,17 +146,15 @@ for title, result in results.items():
 # rate of 1 % from sixty photographs. The two x axes cannot be compared: distances of different feature spaces have
 # different units, and ReConPatch's are re-weighted by its Eq. 10 besides (`rcp.scoring.reweighting`).
 
-# %% [markdown]
-# ## 5 · Heat maps on one scale
+# %% [markdown] tags=["slide"]
+# ## 5 · Heat maps on one scale (3 min)
 #
 # One colour scale per detector, set on held-out *normal* images: its lower half is what normal patches score. With a scale
 # per image, every good part would have a glowing spot somewhere (notebook 05 shows that illusion).
 
-# %%
+# %% tags=["sub", "hide-input"]
 limits = {title: (result, fitted[title].colour_limits()) for title, result in results.items()}
-maps = plots.map_sheet(category.test, limits)
-plots.write(maps, OUT / "00_quickstart_maps.png", dpi=72)
-maps
+course.keep(plots.map_sheet(category.test, limits), "00_quickstart_maps")
 
 # %% [markdown]
 # Move through all test images, from the most normal to the most anomalous (arrow keys work, too). Without a running
@@ -165,26 +163,26 @@ maps
 # %%
 widgets.browse(category.test, limits)
 
-# %% [markdown]
-# ## 6 · The honest table: all four categories, three seeds, and an untrained `f`
+# %% [markdown] tags=["slide"]
+# ## 6 · The honest table: all four categories, three seeds, and an untrained `f` (4 min)
 #
 # If training helps, ReConPatch must beat two controls on the *same* features: PatchCore, and its own linear layer as it
 # was drawn at random. A difference smaller than its spread is no difference.
 
 # %%
 if "RCP_DATA" in os.environ:
-    chosen, data_name = [category], f"{category.dataset} {name}"
+    chosen, data_name = [category], course.source(category)
 else:
-    chosen = [rcp.mvtec(root, name) for name in synthetic.CATEGORIES]
+    chosen = [rcp.mvtec(synthetic.cached(), name) for name in synthetic.CATEGORIES]
     data_name = "embedded synthetic data, seed 0"
 seeds = (0, 1, 2)
 rows = comparison.compare(chosen, training=short, seeds=seeds)
 
-# %%
+# %% tags=["sub", "hide-input"]
 text = comparison.caption(data_name, rcp.FeatureSettings(), short, seeds, "crop")
 table = comparison.markdown(rows, text)
-write_atomically(OUT / "00_quickstart_results.md", lambda path: path.write_text(table, encoding="utf-8"))
-write_atomically(OUT / "00_quickstart_results.csv", lambda path: path.write_text(comparison.as_csv(rows)))
+write_atomically(course.out() / "00_quickstart_results.md", lambda path: path.write_text(table, encoding="utf-8"))
+write_atomically(course.out() / "00_quickstart_results.csv", lambda path: path.write_text(comparison.as_csv(rows)))
 Markdown(table)
 
 # %% [markdown]
@@ -194,26 +192,61 @@ Markdown(table)
 # reports whatever it measures.
 
 # %% [markdown]
-# ## 7 · Your turn
+# ## Exercises
 #
-# 1. Keep 10 % of the rows instead of 1 %: `rcp.BankSettings(coreset=0.1)`. Predict the memory's size, and whether the image
-#    AUROC moves by more than a seed does.
-# 2. Which defect is missed most often? Sort `results["PatchCore"].defects` by the image score.
+# Each check says why an answer is wrong. Solutions are folded below; executed, they are in `solutions/00_quickstart.ipynb`.
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 0.1 · The score
 #
-# <details><summary>Solution</summary>
+# Write Eq. 9 for many queries at once: `queries` is (Q, D), `memory` is (M, D), the result (Q,).
+
+# %% tags=["exercise"]
+def scores_of(queries, memory):
+    return ...  # your turn
+
+
+# %% tags=["solution"]
+def scores_of(queries, memory):
+    return torch.cdist(queries, memory).amin(1)  # (Q, M) → (Q,)
+
+
+# %% tags=["check"]
+lesson.check_1(scores_of)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 0.2 · A larger memory
 #
-# ```python
-# big = rcp.PatchCore(bank=rcp.BankSettings(coreset=0.1)).fit(train)
-# print(len(big.memory), rcp.evaluate(big, category.test, features=test))
-# result = results["PatchCore"]
-# missed = [d for d, s in zip(result.defects, result.scores.image_scores)
-#           if d != "good" and s <= result.verdict.threshold.value]
-# print({d: missed.count(d) for d in set(missed)})
-# ```
+# How many rows does the memory have if it keeps 10 % instead of 1 %? Answer first; then try it with
+# `rcp.BankSettings(coreset=0.1)`, and see whether the image AUROC moves by more than a seed does (fit with `seed=0, 1, 2`).
+
+# %% tags=["exercise"]
+rows_0_2 = ...  # your answer: a number
+
+# %% tags=["solution"]
+big = rcp.PatchCore(bank=rcp.BankSettings(coreset=0.1)).fit(train)
+rows_0_2 = len(big.memory)
+
+# %% tags=["check"]
+lesson.check_2(rows_0_2, len(train.rows), len(train))
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 0.3 · What is missed
 #
-# The memory is ten times as large, and scoring costs about ten times as much. Whether the AUROC rises by more than a seed
-# moves it: fit with `seed=0, 1, 2` at both sizes before you believe it.
-# </details>
+# Which defect does PatchCore miss most often, i.e. leave at or below its limit? Look at `results["PatchCore"].defects`,
+# `.scores.image_scores` and `.verdict.threshold.value`.
+
+# %% tags=["exercise"]
+defect_0_3 = ...  # your answer: its name
+
+# %% tags=["solution"]
+result = results["PatchCore"]
+below = result.scores.image_scores <= result.verdict.threshold.value
+missed = [defect for defect, low in zip(result.defects, below.tolist()) if low and defect != "good"]
+defect_0_3 = max(set(missed), key=missed.count)
+
+# %% tags=["check"]
+lesson.check_3(defect_0_3, results["PatchCore"])
 
 # %% [markdown]
 # ## Where we differ from the papers
@@ -226,7 +259,7 @@ Markdown(table)
 #
 # ## What to read next
 #
-# The README lists the notebooks of the course. On your own images, three lines do the job:
+# Notebook 01 opens the first stage: what does a patch feature see? On your own images, three lines do the job:
 #
 # ```python
 # detector = rcp.ReConPatch(backbone="efficientnet_lite0")
@@ -234,5 +267,7 @@ Markdown(table)
 # result = rcp.evaluate(detector, rcp.mvtec(DIR, "bottle").test)
 # ```
 #
+
+# %% [markdown] tags=["notes"]
 # *For the lecturer.* Ask before section 4 where the class would draw the line, and why not where the F1 is best (it takes
 # test labels). What usually confuses: that the scores have no upper end, and that two detectors' scores cannot be compared.

@@ -2,6 +2,15 @@
 
     python notebooks/build.py                          all notebooks, in place; figures go to figures/
     python notebooks/build.py --out demo 00_quickstart one notebook into a folder, with its figures and tables
+
+One source, two notebooks. Cells of the source may be tagged:
+
+    setup      also stands in the solutions' notebook, which begins with these cells
+    exercise   text of an exercise, or the cell that a student fills in
+    solution   its solution: folded text in the notebook, an executed cell in notebooks/solutions/
+    check      says whether the answer is right, and why not; stands in both
+
+`make slides` reads the tags slide (a new one), sub (goes on below) and notes (for the lecturer); `hide-input` shows the output alone.
 """
 
 from __future__ import annotations
@@ -17,7 +26,12 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
+SOLUTIONS = HERE / "solutions"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+FOLDED = "<details><summary><b>Solution</b></summary>\n\n```python\n{code}\n```\n\n</details>"
+OPENING = """# Solutions to [{name}](../{name}.ipynb)
+
+Cut from the same source as the notebook, and executed: `notebooks/{name}.py`, cells tagged *exercise*, *solution* and *check*."""
 
 
 def names() -> list[str]:
@@ -26,26 +40,51 @@ def names() -> list[str]:
 
 
 def convert(name: str) -> nbformat.NotebookNode:
-    """Return the notebook that a .py source stands for, without outputs, with lasting cell ids."""
-    notebook = jupytext.read(HERE / f"{name}.py")
-    for number, cell in enumerate(notebook.cells):
+    """Return the notebook that a .py source stands for, without outputs: solutions are folded text below their checks."""
+    cells = []
+    for cell in jupytext.read(HERE / f"{name}.py").cells:
+        if "solution" in tags(cell):
+            folded = nbformat.v4.new_markdown_cell(FOLDED.format(code=cell.source), metadata={"tags": ["solution"]})
+            cells.append(folded)
+        elif "check" in tags(cell) and cells and "solution" in tags(cells[-1]):
+            cells.insert(len(cells) - 1, cell)
+        else:
+            cells.append(cell)
+    return _notebook(cells)
+
+
+def solutions(name: str) -> nbformat.NotebookNode:
+    """Return the notebook of a source's solutions, without outputs; a stub gives way to the solution that follows it."""
+    cells = [nbformat.v4.new_markdown_cell(OPENING.format(name=name))]
+    for cell in jupytext.read(HERE / f"{name}.py").cells:
+        if "solution" in tags(cell) and cells[-1].cell_type == "code" and "exercise" in tags(cells[-1]):
+            cells[-1] = cell
+        elif tags(cell) & {"setup", "exercise", "solution", "check"}:
+            cells.append(cell)
+    return _notebook(cells)
+
+
+def tags(cell: nbformat.NotebookNode) -> set[str]:
+    """Return a cell's tags."""
+    return set(cell.metadata.get("tags", []))
+
+
+def _notebook(cells: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
+    for number, cell in enumerate(cells):
         cell.id = f"cell-{number:02d}"  # random ones would change with every build
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python", "file_extension": ".py"},
-    })  # fmt: skip
-    return notebook
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    language = {"name": "python", "file_extension": ".py"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": language})
 
 
-def execute(name: str, out: Path) -> nbformat.NotebookNode:
-    """Return the executed notebook; its figures and tables go to `out`."""
-    notebook = convert(name)
+def execute(notebook: nbformat.NotebookNode, out: Path, folder: Path = HERE) -> nbformat.NotebookNode:
+    """Return the notebook, executed in a folder; its figures and tables go to `out`."""
     os.environ["RCP_OUT"] = str(out.resolve())
     os.environ["RCP_PROGRESS"] = "0"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import rcp` does, for kernels that import torch first
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=40"], record_timing=False, store_widget_state=False,
-        resources={"metadata": {"path": str(HERE)}},
+        resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     client.execute()
     notebook.metadata.language_info = {"name": "python", "file_extension": ".py"}  # without the version: no churn
@@ -64,6 +103,21 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def build(name: str, out: Path | None) -> list[Path]:
+    """Execute and write a notebook, and in place also its solutions' notebook; return what was written."""
+    if out is not None:
+        write(execute(convert(name), out), out / f"{name}.ipynb")
+        return [out / f"{name}.ipynb"]
+    figures = HERE.parent / "figures"
+    write(execute(convert(name), figures), HERE / f"{name}.ipynb")
+    written = [HERE / f"{name}.ipynb"]
+    solved = solutions(name)
+    if any("solution" in tags(cell) for cell in solved.cells):
+        write(execute(solved, figures), SOLUTIONS / f"{name}.ipynb")
+        written.append(SOLUTIONS / f"{name}.ipynb")
+    return written
+
+
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,11 +129,8 @@ def main() -> int:
         parser.error(f"there is no notebook {unknown[0]!r}; there are {', '.join(names())}")
     for name in options.names or names():
         started = time.perf_counter()
-        out = Path(options.out) if options.out else HERE.parent / "figures"
-        notebook = execute(name, out)
-        target = (out if options.out else HERE) / f"{name}.ipynb"
-        write(notebook, target)
-        print(f"{target}  {time.perf_counter() - started:.0f} s")
+        written = build(name, Path(options.out) if options.out else None)
+        print(f"{', '.join(map(str, written))}  {time.perf_counter() - started:.0f} s")
     return 0
 
 

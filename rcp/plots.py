@@ -100,7 +100,7 @@ def map_sheet(
             drawn = axes.imshow(maps[position], cmap=HEAT, vmin=low, vmax=high)
             score = f"{float(result.scores.image_scores[position]):.1f}"
             axes.text(0.04, 0.95, score, transform=axes.transAxes, color="white", fontsize=TYPE, va="top", weight="bold")
-            _bare(axes)
+            bare(axes)
         row[0].set_ylabel(title, fontsize=TYPE + 1)
         bar = figure.colorbar(drawn, ax=list(row), shrink=0.92, aspect=14, pad=0.01, extend="both")
         bar.set_label(f"{result.scores.unit}\nlower half: normal", fontsize=TYPE - 3)
@@ -131,7 +131,7 @@ def one_image(test: Split, results: dict[str, tuple[Result, Limits]], position: 
             word = ": anomalous" if score > result.verdict.threshold.value else ": normal"
         axes.set_title(f"{title} {score:.1f}{word}", fontsize=TYPE)
         figure.colorbar(drawn, ax=axes, shrink=0.85, extend="both", label=result.scores.unit)
-        _bare(axes)
+        bare(axes)
     return figure
 
 
@@ -158,7 +158,7 @@ def contact_sheet(test: Split, per_kind: int = 4) -> Figure:
     for row, kind in zip(figure.subplots(len(kinds), per_kind, squeeze=False), kinds, strict=True):
         samples = [sample for sample in test if sample.defect == kind][:per_kind]
         for axes in row:
-            _bare(axes)
+            bare(axes)
         for axes, sample in zip(row, samples, strict=False):
             image = read_image(sample.path)
             mask = None if sample.mask is None else read_mask(sample.mask, image.shape[:2])
@@ -190,7 +190,7 @@ def verdict_figure(path: Path, scores: Scores, position: int, limits: Limits, li
         right.plot(
             [left_edge, right_edge, right_edge, left_edge, left_edge], [top, top, bottom, bottom, top], "--", color="white"
         )
-    _bare(right)
+    bare(right)
     bar = figure.colorbar(drawn, ax=right, shrink=0.85, extend="both")
     bar.set_label(scores.unit, fontsize=TYPE - 2)
     left.set_title(path.name, fontsize=TYPE)
@@ -261,10 +261,11 @@ def _show_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None) -> None:
     axes.imshow(image)
     if mask is not None and mask.any() and not mask.all():
         axes.contour(mask, levels=[0.5], colors=[CONTOUR], linewidths=2)
-    _bare(axes)
+    bare(axes)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Take the ticks and the frame off axes that show a picture."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
