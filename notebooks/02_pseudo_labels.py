@@ -115,8 +115,11 @@ for i in range(n):
 # and the closest of them, $R_{k/2}(i)$, lend their overlaps to $i$. This is called query expansion: my answer is the mean
 # of my nearest friends' answers.
 #
-# $$\hat w_{ij} = \frac{1}{|R_{k/2}(i)|} \sum_{l \in R_{k/2}(i)} \tilde w_{lj} \tag{4}
-# \qquad\qquad w^C_{ij} = \tfrac12\left(\hat w_{ij} + \hat w_{ji}\right) \tag{5}$$
+# $$\hat w_{ij} = \frac{1}{|R_{k/2}(i)|} \sum_{l \in R_{k/2}(i)} \tilde w_{lj} \tag{4}$$
+#
+# The last step makes it symmetric:
+#
+# $$w^C_{ij} = \tfrac12\left(\hat w_{ij} + \hat w_{ji}\right) \tag{5}$$
 
 # %%
 half = neighbours(points, k // 2)  # floor: 2 for k = 5

@@ -2,6 +2,7 @@
 
     python notebooks/build.py                          all notebooks, in place; figures go to figures/
     python notebooks/build.py --out demo 00_quickstart one notebook into a folder, with its figures and tables
+    python notebooks/build.py --address YOU/NAME       write the repository's public address into badges and first cells
 
 One source, two notebooks. Cells of the source may be tagged:
 
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -118,12 +121,34 @@ def build(name: str, out: Path | None) -> list[Path]:
     return written
 
 
+def set_address(address: str, root: Path = HERE.parent) -> list[Path]:
+    """Write the repository's public address, "owner/name", wherever the old one stands; return the files that changed.
+
+    Binder, Colab and the first cell of each notebook need to know it. pyproject.toml says what it is now.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", address):
+        raise ValueError(f"the address must look like owner/name, got {address!r}")
+    url = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    old = "/".join(url.rstrip("/").split("/")[-2:])
+    changed = []
+    for path in [root / "pyproject.toml", root / "README.md", *sorted((root / "notebooks").rglob("[0-9]*.*"))]:
+        text = path.read_text(encoding="utf-8")
+        if old in text:
+            path.write_text(text.replace(old, address), encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names())}; default: all")
     parser.add_argument("--out", metavar="DIR", help="put notebook, figures and tables there instead of in place")
+    parser.add_argument("--address", metavar="YOU/NAME", help="write the public address everywhere, and do nothing else")
     options = parser.parse_args()
+    if options.address:
+        print(*set_address(options.address), sep="\n")
+        return 0
     unknown = sorted(set(options.names) - set(names()))
     if unknown:
         parser.error(f"there is no notebook {unknown[0]!r}; there are {', '.join(names())}")

@@ -36,7 +36,10 @@ def test_a_large_svg_is_not_kept(tmp_path, monkeypatch):
 
 def test_the_environment_chooses_the_data(monkeypatch):
     monkeypatch.delenv("RCP_DATA", raising=False)
+    monkeypatch.delenv("RCP_CATEGORY", raising=False)
     assert course.source(course.category("flange")) == "embedded synthetic data, flange"
+    monkeypatch.setenv("RCP_CATEGORY", "granulate")
+    assert course.source(course.category("flange")) == "embedded synthetic data, granulate"
     monkeypatch.setenv("RCP_DATA", str(synthetic.cached()))
     monkeypatch.setenv("RCP_CATEGORY", "brick")
     chosen = course.category("flange")

@@ -179,3 +179,18 @@ def test_the_solutions_have_setup_and_solution_and_no_stub(tiny_course):
     ]  # fmt: skip
     executed = build.execute(notebook, tiny_course, tiny_course)
     assert [cell.execution_count for cell in executed.cells if cell.cell_type == "code"] == [1, 2, 3]
+
+
+def test_the_public_address_stands_in_one_form_everywhere_and_can_be_set(tmp_path):
+    for name in ("pyproject.toml", "README.md", "notebooks/00_quickstart.py", "notebooks/00_quickstart.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    changed = build.set_address("someone/course-2", tmp_path)
+    assert len(changed) == 4
+    for path in changed:
+        text = path.read_text()
+        assert "someone/course-2" in text and "-OWNER-" not in text
+    assert build.set_address("-OWNER-/rcp", tmp_path) == changed
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    with pytest.raises(ValueError, match="owner/name"):
+        build.set_address("no address", tmp_path)

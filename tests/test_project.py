@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def pins(*extras: str) -> list[str]:
 def test_environment_yml_has_the_pins_of_pyproject():
     packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     by_pip = next(entry["pip"] for entry in packages if isinstance(entry, dict))
-    assert sorted(by_pip) == sorted([*pins("notebooks", "test"), "-c constraints.txt", "-e ."])
+    assert sorted(by_pip) == sorted([*pins("notebooks", "test", "site"), "-c constraints.txt", "-e ."])
 
 
 def test_every_direct_dependency_is_pinned_and_the_constraints_agree():
@@ -42,7 +43,9 @@ def test_the_packages_asked_for_by_name_are_there(name):
 def test_ci_runs_the_test_command_that_the_readme_names():
     script = (ROOT / ".ci" / "run").read_text()
     readme = (ROOT / "README.md").read_text()
-    assert "make test" in script and "make test" in readme and "make demo" in readme
+    commands = re.findall(r"^make [\w-]+", script, re.MULTILINE)
+    assert commands == ["make test", "make test-browser"]
+    assert all(command in readme for command in [*commands, "make demo"])
 
 
 def test_the_rooms_stay_readable():

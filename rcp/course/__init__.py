@@ -24,14 +24,15 @@ SMALL = 120_000  # bytes up to which a figure is kept as SVG, too
 def category(default: str = "terminal") -> Category:
     """Return the category that the notebooks work on.
 
-    `RCP_DATA=…/mvtec RCP_CATEGORY=bottle` in the environment chooses real data; without them it is an embedded one.
+    `RCP_DATA=…/mvtec RCP_CATEGORY=bottle` in the environment chooses real data, `RCP_CATEGORY=brick` another embedded one.
 
     Args:
-        default: which embedded category.
+        default: which embedded category it is if the environment says nothing.
     """
+    name = os.environ.get("RCP_CATEGORY")
     if root := os.environ.get("RCP_DATA"):
-        return find(root, os.environ.get("RCP_CATEGORY"))
-    return mvtec(synthetic.cached(), default)
+        return find(root, name)
+    return mvtec(synthetic.cached(), name or default)
 
 
 def source(category: Category) -> str:
