@@ -163,16 +163,16 @@ course.keep(lesson.matrices_figure(), "02_pseudo_labels_matrices")
 # %% [markdown] tags=["slide"]
 # ## 5 · Playground: the paper's Figure 2 (5 min)
 #
-# Rings mark $N_k$ of the two ends of each pair (blue, solid: one end; orange, dashed: the other), a thick bar the close
-# reciprocal neighbours that Eq. 4 averages over.
+# Rings mark $N_k$ of the two ends of each pair (blue, solid: one end; orange, dashed: the other), thick bars lead to the close
+# reciprocal neighbours $R_{k/2}$, over which Eq. 4 averages; the legend lists them.
 
 # %% tags=["sub", "hide-input"]
 course.keep(lesson.context_figure(), "02_pseudo_labels_context")
 
 # %% [markdown]
 # Move the sliders, and **drag the points** (keyboard: click into the picture, arrow keys move a cross, Shift + arrows drag).
-# Without a kernel, the figure above is the same thing at rest. Try: pull point 4 to the left until it leaves the gap; make
-# $k$ so large that both clusters are one; make σ tiny.
+# Without a kernel, the figure above is the same thing at rest. Try: pull point 4 to the left until 5 is no longer among its neighbours;
+# make $k$ so large that both clusters are one; make σ tiny.
 
 # %%
 lesson.context_explorer()
@@ -188,15 +188,16 @@ lesson.context_explorer()
 # they make of the patch features.
 
 # %%
+# real data: os.environ.update(RCP_DATA="/data/mvtec", RCP_CATEGORY="bottle")  (import os)
 category = course.category("terminal")
 extractor = rcp.PatchExtractor(rcp.FeatureSettings("efficientnet_lite0"))
 features = extractor.extract(category.train[:2])
 images, height, width, channels = features.values.shape
 teacher = Head(channels, generator=torch.Generator().manual_seed(0)).teacher
 z = teacher(features.rows)  # (N, 512)
-typical = (z[::2] - z[1::2]).square().sum(1).median()  # of neighbours in the image, at that
+typical = torch.cdist(z[::2], z[1::2]).square().median()  # of many pairs
 Markdown(f"{course.source(category)}: {images} × {height} × {width} = {len(z):,} patches; "
-         f"typical squared distance of two neighbours: {typical:.0f}, so $e^{{-d^2}}$ = {torch.exp(-typical):.0e}")
+         f"typical squared distance of two patches: {typical:.0f}, so $e^{{-d^2}}$ = {torch.exp(-typical):.0e}")
 
 # %%
 course.keep(lesson.sigma_figure(z), "02_pseudo_labels_sigma")
@@ -205,7 +206,7 @@ course.keep(lesson.sigma_figure(z), "02_pseudo_labels_sigma")
 lesson.sigma_explorer(z)
 
 # %% [markdown]
-# **What this tells you.** The same σ = 1, the same patches. Left: squared distances are in the hundreds and thousands, their
+# **What this tells you.** The same σ = 1, the same patches. Left: squared distances are so large (see the line above) that their
 # exponential is 0, and $w^P$ says "different" of every pair: half of the label is switched off, silently. Public ports of
 # ReConPatch do just that. Right: brought to length 1, squared distances lie between 0 and 4, and σ = 1 means something. Move the slider: the left half comes to life only
 # where σ has the size of the features' squared distances (`relative_sigma=True` in the library).
@@ -213,8 +214,8 @@ lesson.sigma_explorer(z)
 # %% [markdown] tags=["slide"]
 # ## 7 · Click a patch: what is it the same as? (5 min)
 #
-# The orange cross is the chosen patch; white frames are the patches with the largest labels, thicker for larger; beside
-# them their crops. Both images are good; the second one was taken of another part.
+# The white square with the dark cross is the chosen patch; frames are the patches with the largest labels, brighter for
+# larger; the first seven stand beside them as crops, framed in the same colours. Both images are good; the second one was taken of another part.
 
 # %% tags=["setup"]
 def seen(path, geometry):
@@ -254,13 +255,13 @@ Markdown(f"Of {len(z) - 1:,} other patches, {int((row_c > 0).sum()) - 1} have a 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2.1 · By hand
 #
-# What is $\tilde w_{4,5}$ (Eq. 2, $k = 5$) for the pair across the gap? Count in the figure of section 1; no code.
+# What is $\tilde w_{10,4}$ (Eq. 2, $k = 5$), of the lonely point 10 with point 4? Count in the figure of section 1; no code.
 
 # %% tags=["exercise"]
 overlap_2_1 = ...  # your answer: a number
 
 # %% tags=["solution"]
-overlap_2_1 = 2 / 5  # N_5(4) = {1, 2, 3, 4, 5}, N_5(5) = {4, 5, 6, 7, 8}: only 4 and 5 are in both
+overlap_2_1 = 3 / 5  # N_5(10) = {1, 4, 5, 6, 10}, N_5(4) = {1, 2, 3, 4, 5}: 1, 4 and 5 are in both
 
 # %% tags=["check"]
 lesson.check_1(overlap_2_1)
@@ -348,6 +349,6 @@ print(f"largest: three slips {float((slipped + slipped.T).max() / 2):.2f}, "
 
 # %% [markdown] tags=["notes"]
 # *For the lecturer.* Let the class answer the question at the top by a show of hands, and again after section 4. Ask before section 6: what
-# does $e^{-1800}$ print? What usually confuses: that a point is its own neighbour; that $N_k$ is not symmetric (point 10);
+# does $e^{-1000}$ print in float32? What usually confuses: that a point is its own neighbour; that $N_k$ is not symmetric (point 10);
 # that $w^C$ is computed within one *batch*, so the same pair gets another label in another batch. In the playground, let
 # somebody find a place for point 4 where its $w^C$ to 5 is 0 although $w^P$ is not.

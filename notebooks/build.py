@@ -82,14 +82,13 @@ def _notebook(cells: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
 
 def execute(notebook: nbformat.NotebookNode, out: Path, folder: Path = HERE) -> nbformat.NotebookNode:
     """Return the notebook, executed in a folder; its figures and tables go to `out`."""
-    os.environ["RCP_OUT"] = str(out.resolve())
-    os.environ["RCP_PROGRESS"] = "0"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import rcp` does, for kernels that import torch first
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # as `import rcp` does, for kernels that import torch first
+    environment |= {"RCP_OUT": str(out.resolve()), "RCP_PROGRESS": "0"}
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=40"], record_timing=False, store_widget_state=False,
+        notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=40"], record_timing=False, store_widget_state=False, coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
-    client.execute()
+    client.execute(env=environment)
     notebook.metadata.language_info = {"name": "python", "file_extension": ".py"}  # without the version: no churn
     for cell in notebook.cells:
         if cell.cell_type == "code":  # a widget without its kernel is an empty box: the figure beside it stays
@@ -134,7 +133,7 @@ def set_address(address: str, root: Path = HERE.parent) -> list[Path]:
     for path in [root / "pyproject.toml", root / "README.md", *sorted((root / "notebooks").rglob("[0-9]*.*"))]:
         text = path.read_text(encoding="utf-8")
         if old in text:
-            path.write_text(text.replace(old, address), encoding="utf-8")
+            path.write_text(text.replace(old, address), encoding="utf-8", newline="\n")
             changed.append(path)
     return changed
 

@@ -23,27 +23,25 @@ function render({ model, el }) {
   const draw = () => {
     const old = address;
     address = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
-    image.onload = () => old && URL.revokeObjectURL(old);
     image.src = address;
     image.alt = model.get("alt");
+    if (old) URL.revokeObjectURL(old);
   };
   draw();
   model.on("change:png", draw);
-  if (!model.get("touchable")) return () => URL.revokeObjectURL(address);
+  if (!model.get("touchable")) {
+    return () => {
+      model.off("change:png", draw);
+      URL.revokeObjectURL(address);
+    };
+  }
 
-  image.tabIndex = 0;
-  image.style.cursor = "crosshair";
-  let count = 0;
+  // Moves wait for the picture of the one before; downs and ups do not. They are messages, not state: states of a slow
+  // connection are merged, and a click would vanish.
   let waiting = null; // a timer while Python draws
-  let next = null; // the last touch that came in the meantime
-  const tell = (phase, x, y) => {
-    if (waiting && phase === "move") {
-      next = [phase, x, y];
-      return;
-    }
-    if (phase !== "move") next = null;
-    model.set("touch", { phase, x, y, count: ++count });
-    model.save_changes();
+  let next = null; // the last move that came in the meantime
+  const send = (touch) => {
+    model.send(touch);
     clearTimeout(waiting);
     waiting = setTimeout(go, PATIENCE);
   };
@@ -52,61 +50,90 @@ function render({ model, el }) {
     waiting = null;
     const due = next;
     next = null;
-    if (due) tell(...due);
+    if (due) send(due);
+  };
+  const tell = (phase, at) => {
+    const touch = { phase, x: at.x, y: at.y };
+    if (phase === "move" && waiting) {
+      next = touch;
+      return;
+    }
+    if (next) {
+      model.send(next); // a drag ends where the finger left
+      next = null;
+    }
+    send(touch);
   };
   model.on("change:png", go);
 
   const clamp = (v) => Math.min(1, Math.max(0, v));
   const place = (event) => {
     const box = image.getBoundingClientRect();
-    return [clamp((event.clientX - box.left) / box.width), clamp((event.clientY - box.top) / box.height)];
+    return { x: clamp((event.clientX - box.left) / box.width), y: clamp((event.clientY - box.top) / box.height) };
   };
-  let held = false;
+  image.tabIndex = 0;
+  image.style.cursor = "crosshair";
+  let pointer = null; // the one that is down
+  let last = null; // where it was
   image.addEventListener("pointerdown", (event) => {
-    held = true;
-    image.setPointerCapture(event.pointerId);
-    tell("down", ...place(event));
+    if (event.button !== 0 || !event.isPrimary || pointer !== null) return;
+    pointer = event.pointerId;
+    image.setPointerCapture(pointer);
+    tell("down", (last = place(event)));
   });
-  image.addEventListener("pointermove", (event) => held && tell("move", ...place(event)));
+  image.addEventListener("pointermove", (event) => {
+    if (event.pointerId === pointer) tell("move", (last = place(event)));
+  });
   for (const name of ["pointerup", "pointercancel"]) {
     image.addEventListener(name, (event) => {
-      if (held) tell("up", ...place(event));
-      held = false;
+      if (event.pointerId !== pointer) return;
+      pointer = null;
+      tell("up", name === "pointerup" ? place(event) : last); // a cancelled pointer has no place
     });
   }
 
   const at = { x: 0.5, y: 0.5 };
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   let dragging = false;
+  const release = () => {
+    if (dragging) tell("up", at);
+    dragging = false;
+  };
   const show = (visible) => {
     cross.style.display = visible ? "block" : "none";
     cross.style.left = 100 * at.x + "%";
     cross.style.top = 100 * at.y + "%";
   };
   image.addEventListener("focus", () => show(image.matches(":focus-visible")));
-  image.addEventListener("blur", () => show(false));
+  image.addEventListener("blur", () => {
+    release();
+    show(false);
+  });
   image.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || (event.key === "Enter" && event.shiftKey)) return; // Jupyter's
     if (event.key === "Enter") {
-      tell("down", at.x, at.y);
-      tell("up", at.x, at.y);
+      tell("down", at);
+      tell("up", at);
     } else if (arrows[event.key]) {
-      if (event.shiftKey && !dragging) tell("down", at.x, at.y);
+      if (event.shiftKey && !dragging) tell("down", at);
+      if (!event.shiftKey) release();
       dragging = event.shiftKey;
       at.x = clamp(at.x + STEP * arrows[event.key][0]);
       at.y = clamp(at.y + STEP * arrows[event.key][1]);
-      if (dragging) tell("move", at.x, at.y);
+      if (dragging) tell("move", at);
       show(true);
     } else return;
     event.preventDefault();
     event.stopPropagation(); // or Jupyter would move to another cell
   });
-  image.addEventListener("keyup", (event) => {
-    if (event.key === "Shift" && dragging) {
-      dragging = false;
-      tell("up", at.x, at.y);
-    }
-  });
-  return () => URL.revokeObjectURL(address);
+  image.addEventListener("keyup", (event) => event.key === "Shift" && release());
+
+  return () => {
+    clearTimeout(waiting);
+    model.off("change:png", draw);
+    model.off("change:png", go);
+    URL.revokeObjectURL(address);
+  };
 }
 
 export default { render };

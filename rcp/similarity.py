@@ -149,6 +149,21 @@ def similarities(
     return _pairwise(d2, sigma), _dense(_expanded(d2, k), len(z))
 
 
+def neighbours(z: Tensor, k: int) -> Tensor:
+    """Return N_k, the k nearest rows of every row, itself first.
+
+    Args:
+        z: (N, D).
+        k: 1 <= k <= N.
+
+    Returns:
+        (N, k) int64, nearest first.
+
+    Source: the definition below Eq. 2.
+    """
+    return _nearest(squared_distances(_checked(z)), k)
+
+
 def mix(pairwise: Tensor, contextual: Tensor, alpha: float = 0.5) -> Tensor:
     """Return w = α w^P + (1-α) w^C (Eq. 6).
 
@@ -192,9 +207,7 @@ def _expanded(d2: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n = len(d2)
     if not 2 <= k <= n:
         raise ValueError(f"k must lie between 2 and the number of patches ({n}), got {k}")
-    # The diagonal goes below every distance, so that a row is its own first neighbour even beside an exact copy.
-    near = d2.fill_diagonal_(-1).topk(k, largest=False).indices  # (N, k), nearest first
-    d2.fill_diagonal_(0)
+    near = _nearest(d2, k)
     members = near[near]  # (N, k, k): the neighbours of each neighbour
     common = (members[:, :, :, None] == near[:, None, None, :]).sum((2, 3))  # (N, k) = |N_k(i) ∩ N_k(j)|
     overlap = common.to(d2.dtype) / k  # (N, k): the row of w̃ (Eq. 2) at its only non-zero places
@@ -204,6 +217,14 @@ def _expanded(d2: Tensor, k: int) -> tuple[Tensor, Tensor]:
     mutual = (near[half][:, :, : k // 2] == rows[:, None, None]).any(2)  # (N, k/2): l ∈ R_{k/2}(i), Eq. 3
     share = mutual.to(d2.dtype) / mutual.sum(1, keepdim=True)  # i itself is mutual: never 0/0
     return near[half].flatten(1), (share[:, :, None] * overlap[half]).flatten(1)
+
+
+def _nearest(d2: Tensor, k: int) -> Tensor:
+    """(N, N) squared distances → (N, k) places of the smallest of each row."""
+    # The diagonal goes below every distance, so that a row is its own first neighbour even beside an exact copy.
+    near = d2.fill_diagonal_(-1).topk(k, largest=False).indices  # (N, k), nearest first
+    d2.fill_diagonal_(0)
+    return near
 
 
 def _dense(expanded: tuple[Tensor, Tensor], n: int) -> Tensor:

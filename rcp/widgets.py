@@ -36,13 +36,19 @@ class Picture(anywidget.AnyWidget):
         alt: what the picture shows, in words.
         touchable: whether it listens to mouse, finger and keyboard.
         touch: the last one: phase "down", "move" or "up", x and y from 0 to 1, from the upper left, and a running count.
+            The front end sends each as a message: changes of a state would be merged where the connection is slow.
     """
 
     _esm = Path(__file__).with_name("picture.js")
     png = traitlets.Bytes(b"").tag(sync=True)
     alt = traitlets.Unicode("").tag(sync=True)
     touchable = traitlets.Bool(False).tag(sync=True)
-    touch = traitlets.Dict().tag(sync=True)
+    touch = traitlets.Dict()
+
+    def __init__(self, **traits: Any):
+        """Take the traits above."""
+        super().__init__(**traits)
+        self.on_msg(lambda _, content, buffers: self.set_trait("touch", content | {"count": self.touch.get("count", 0) + 1}))
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Explorer(ipywidgets.VBox):
 
     def values(self) -> Values:
         """Return what the figure is drawn with."""
-        return {name: control.value for name, control in self.controls.items()} | self.state
+        return {name: _snapped(control) for name, control in self.controls.items()} | self.state
 
     def _show(self, change: Any = None) -> None:
         if not self._busy:
@@ -163,6 +169,14 @@ def player(last: int, name: str, interval: int = 400) -> tuple[ipywidgets.Widget
     button = ipywidgets.Play(min=0, max=last, interval=interval, show_repeat=False)
     ipywidgets.link((button, "value"), (position, "value"))
     return position, button
+
+
+def _snapped(control: ipywidgets.Widget) -> Any:
+    """The control's value; of a slider, the nearest step: a number typed beside it may lie between two."""
+    if not isinstance(control, ipywidgets.FloatSlider):
+        return control.value
+    steps = round((control.value - control.min) / control.step)
+    return min(control.max, round(control.min + steps * control.step, 10))
 
 
 def located(figure: Figure | None, touch: Mapping[str, Any]) -> Touch | None:

@@ -64,6 +64,13 @@ class TestAnswer:
         outcome = checks.answer("9.1", torch.zeros(3, 2), torch.zeros(2, 3), "because.")
         assert outcome.right is False and "(3, 2)" in outcome.text and "(2, 3)" in outcome.text
 
+    def test_the_tolerance_is_relative_to_each_entry(self):
+        assert not checks.answer("9.1", [1000.0, 1.5], [1000.0, 1.0], "because.").right
+        assert checks.answer("9.1", [1000.0, 1e-5], [1000.0, 0.0], "because.").right  # rounding
+
+    def test_tensors_with_a_gradient_in_a_list_are_no_crash(self):
+        assert checks.answer("9.1", [torch.ones((), requires_grad=True)], [1.0], "because.").right is not None
+
     def test_zero_is_not_right_for_a_small_number(self):
         assert not checks.answer("9.1", 0.0, 1e-6, "because.").right
         assert checks.answer("9.1", 0.0, 0.0, "because.").right
@@ -90,6 +97,9 @@ class TestFunction:
     def test_an_error_of_the_student_is_told_and_not_raised(self):
         outcome = self.check(lambda x: x.no_such_thing)
         assert outcome.right is False and "AttributeError" in outcome.text
+
+    def test_a_function_may_change_what_it_is_given(self):
+        assert self.check(lambda x: x.mul_(x)).right
 
     def test_a_mistake_must_hold_in_every_case(self):
         outcome = self.check(lambda x: 2 * x if len(x) == 2 else x + 1)

@@ -81,6 +81,11 @@ def test_k_means_gives_means_of_the_rows_nearest_to_them():
         torch.testing.assert_close(centres[j], rows[which == j].mean(0), rtol=1e-4, atol=1e-4)
 
 
+def test_k_means_sees_every_row():
+    rows = torch.randn(2000, 3, generator=seeded())
+    torch.testing.assert_close(lesson.kmeans(rows, 1, seed=1)[0], rows.mean(0), rtol=1e-4, atol=1e-4)
+
+
 def test_the_line_shows_every_distance_and_radius():
     figure = lesson.line_figure(LINE, greedy_coreset(LINE, size=6, projection=None, start=0))
     written = [[text.get_text() for text in axes.texts] for axes in figure.axes]
@@ -394,20 +399,24 @@ def test_copies():
 
 
 def test_size_of_the_memory():
-    assert lesson.check_4([1638, 10.06]).right is True
-    assert lesson.check_4([1638, 10.063872]).right is True
+    for megabytes in (27.52512, 27.5, 27.53, 27.3, 27.7):  # to 1 %
+        assert lesson.check_4([4480, megabytes]).right is True
+    assert lesson.check_4(torch.tensor([4480, 27.5])).right is True
     assert lesson.check_4(...).right is None
+    for near in ([4480, 28], [4480, 27.2], [4481, 27.5], [4479, 27.52512]):  # beyond 1 %; rows are counted
+        assert lesson.check_4(near).right is False and "1536 × 4" in lesson.check_4(near).text
     wrong = {
-        "4 bytes": [1638, 2.515968],
-        "*picking*": [1638, 0.838656],
-        "*all* rows": [1638, 1006.731264],
-        "rounded down": [1639, 10.070016],
-        "every image": [1463, 8.988672],
-        "in bytes": [1638, 10063872],
-        "mebibyte": [1638, 10063872 / 2**20],
+        "4 bytes": [4480, 6.88128],
+        "*picking*": [4480, 2.29376],
+        "*all* rows": [4480, 2752.512],
+        "*every* row": [448000, 2752.512],
+        "28 × 28": [2195, 13.48608],
+        "in bytes": [4480, 27525120],
+        "mebibyte": [4480, 27525120 / 2**20],
     }
     assert_told(lesson.check_4, wrong)
-    assert "two numbers" in lesson.check_4(1638).text or "shape" in lesson.check_4(1638).text
+    assert_told(lesson.check_4, {word: [rows, float(f"{size:.3g}")] for word, (rows, size) in wrong.items()})  # rounded, too
+    assert "two numbers" in lesson.check_4(4480).text or "shape" in lesson.check_4(4480).text
 
 
 def assert_told(check, wrong: dict) -> None:

@@ -126,9 +126,9 @@ def test_rows_that_do_not_fit_the_images_are_refused():
 
 
 def test_exercise_1_knows_its_mistakes():
-    assert lesson.check_1(0.4).right and lesson.check_1(...).right is None
-    texts = {lesson.check_1(wrong).text for wrong in (2, 2 / 8, 0.0, 0.5, 0.9)}
-    assert len(texts) == 5 and not any("✓" in text for text in texts)
+    assert lesson.check_1(0.6).right and lesson.check_1(...).right is None
+    texts = {lesson.check_1(wrong).text for wrong in (3, 3 / 7, 0.0, 0.4, 0.5, 0.9)}
+    assert len(texts) == 6 and not any("✓" in text for text in texts)
 
 
 def test_exercise_2_knows_its_mistakes():

@@ -149,6 +149,9 @@ def test_squared_maps_are_drawn_against_their_own_maximum():
     figure = judging.squared_figure(rooted, rooted.square(), "toy")
     lines = [line.get_ydata() for line in figure.axes[2].lines]
     assert np.allclose(lines[0], [0.25, 0.5, 1]) and np.allclose(lines[1], [0.0625, 0.25, 1])
+    shown = [axes.get_images()[0] for axes in figure.axes[:2]]
+    assert np.allclose(shown[1].get_array(), rooted.square() / 16) and {image.get_clim() for image in shown} == {(0, 1)}
+    assert figure.axes[3].get_ylabel() == "share of the map's maximum"
 
 
 def test_every_rule_has_a_mark_a_seed_and_its_mean():
@@ -314,4 +317,4 @@ def test_check_of_the_vanishing_defect():
 
 
 def test_check_of_the_rank():
-    told(judging.check_4, 62, [61, 60, 61.75, 60.8, 3, 64], 17)
+    told(judging.check_4, 206, [205, 204, 205.8, 204.82, 4, 209], 17)

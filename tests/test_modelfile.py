@@ -131,7 +131,7 @@ def test_an_ensembles_folder_holds_only_json_and_safetensors(tiny, photos, tmp_p
 
 
 def test_the_json_says_in_words_what_it_is(fitted, saved):
-    content = json.loads((saved / "model.json").read_text())
+    content = json.loads((saved / "model.json").read_text(encoding="utf-8"))
     assert (content["schema"], content["kind"], content["versions"]) == (1, "patchcore", versions())
     assert content["backbone"]["sha256"] == fitted.extractor.backbone.sha256
     assert content["backbone"]["tag"] == "test_resnet+random" and content["backbone"]["source"] == "random"
@@ -311,7 +311,7 @@ def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_pat
 
     with pytest.raises(error):
         write_atomically(path, write)
-    assert path.read_text() == "old" and listing(tmp_path) == ["a.json"]
+    assert path.read_text(encoding="utf-8") == "old" and listing(tmp_path) == ["a.json"]
 
 
 def test_while_it_is_written_a_file_is_not_there_and_afterwards_alone(tmp_path):
@@ -322,7 +322,7 @@ def test_while_it_is_written_a_file_is_not_there_and_afterwards_alone(tmp_path):
         temporary.write_text("whole")
 
     assert write_atomically(path, write) == path
-    assert path.read_text() == "whole" and listing(path.parent) == ["a.txt"]
+    assert path.read_text(encoding="utf-8") == "whole" and listing(path.parent) == ["a.txt"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
@@ -336,7 +336,7 @@ def test_not_a_number_becomes_null_wherever_it_is(tmp_path):
     content = {"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, "nan")}], 3: Path("x") / "y"}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == {"a": None, "b": [1.5, None, {"c": [None, "nan"]}], "3": "x/y"}
-    assert "NaN" not in (tmp_path / "a.json").read_text()
+    assert "NaN" not in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
 def test_json_keeps_letters_of_all_languages_and_all_digits(tmp_path):

@@ -58,7 +58,7 @@ class TestExecuted:
         assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
 
     def test_carries_no_debris(self, path):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         notebook = json.loads(text)
         outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
         assert not [o for o in outputs if o.get("name") == "stderr"]
@@ -116,13 +116,13 @@ class TestNotebook:
         assert len(cells_tagged(name, "slide")) >= 4 and len(cells_tagged(name, "sub")) >= 2
 
     def test_keeps_figures_that_are_named_after_it(self, name):
-        source = (FOLDER / f"{name}.py").read_text()
+        source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
         kept = set(re.findall(r'"(\d\d_\w+)"\)', source))
         assert kept and all(figure.startswith(f"{name}_") for figure in kept)
         assert {path.stem for path in (ROOT / "figures").glob(f"{name}_*.png")} == kept
 
     def test_is_in_the_readme(self, name):
-        assert f"(notebooks/{name}.ipynb)" in (ROOT / "README.md").read_text()
+        assert f"(notebooks/{name}.ipynb)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_first_cell_installs_only_where_rcp_is_missing(monkeypatch, tmp_path):
@@ -184,13 +184,13 @@ def test_the_solutions_have_setup_and_solution_and_no_stub(tiny_course):
 def test_the_public_address_stands_in_one_form_everywhere_and_can_be_set(tmp_path):
     for name in ("pyproject.toml", "README.md", "notebooks/00_quickstart.py", "notebooks/00_quickstart.ipynb"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
     changed = build.set_address("someone/course-2", tmp_path)
     assert len(changed) == 4
     for path in changed:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert "someone/course-2" in text and "-OWNER-" not in text
     assert build.set_address("-OWNER-/rcp", tmp_path) == changed
-    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="owner/name"):
         build.set_address("no address", tmp_path)

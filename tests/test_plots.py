@@ -56,12 +56,13 @@ def test_figures_are_written_whole(judged, tmp_path):
     assert written.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
 
 def test_the_slider_changes_the_picture(judged):
-    slider, picture = widgets.browse(*judged).children
-    before = picture.value
+    shown = widgets.browse(*judged)
+    slider, before = shown.controls["rank"], shown.picture.png
     slider.value = 0
-    assert picture.value != before and picture.value[:4] == b"\x89PNG"
+    assert shown.picture.png != before and shown.picture.png[:4] == b"\x89PNG"
     slider.value = slider.max
-    assert picture.value == before
+    assert shown.picture.png == before
+
 
 def test_drawing_leaves_the_scores_alone(judged):
     test, results = judged

@@ -254,37 +254,37 @@ class TestSite:
         ]  # fmt: skip
 
     def test_leads_from_page_to_page(self, built):
-        text = (built / "notebooks" / "00_start.html").read_text()
+        text = (built / "notebooks" / "00_start.html").read_text(encoding="utf-8")
         assert re.search(r'class="left-prev"\s+href="../index.html"', text)
         assert re.search(r'class="right-next"\s+href="01_next.html"', text)
         assert 'href="01_next.html#end"' in text and 'href="solutions/00_start.html"' in text
-        text = (built / "notebooks" / "01_next.html").read_text()
+        text = (built / "notebooks" / "01_next.html").read_text(encoding="utf-8")
         assert 'href="../README.html#two-words"' in text and 'href="00_start.html"' in text
 
     def test_index_tells_what_the_title_cells_say(self, built):
-        text = (built / "index.html").read_text()
+        text = (built / "index.html").read_text(encoding="utf-8")
         assert "00 · Start" in text and "Begin." in text and "5 min" in text and "Go on." in text
         assert 'alt="two words"' in text
 
     def test_loads_nothing_from_elsewhere(self, built):
         for path in publish.pages(built):
-            assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"'](?:https?:)?//", path.read_text()), path
-        assert not re.findall(r"url\(['\"]?https?:", "".join(path.read_text() for path in built.rglob("*.css")))
+            assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"'](?:https?:)?//", path.read_text(encoding="utf-8")), path
+        assert not re.findall(r"url\(['\"]?https?:", "".join(path.read_text(encoding="utf-8") for path in built.rglob("*.css")))
 
     def test_renders_formulae_by_its_own_mathjax_as_they_were_written(self, built):
-        text = (built / "notebooks" / "00_start.html").read_text()
+        text = (built / "notebooks" / "00_start.html").read_text(encoding="utf-8")
         assert 'src="../_static/mathjax/tex-svg.js"' in text
         assert (built / "_static" / "mathjax" / "tex-svg.js").stat().st_size > 1_000_000
         assert r"\[a = \begin{cases} 1 \\ 2 \end{cases} \tag{7}\]" in text and r"\begin{split}" not in text  # which forbids \tag
         assert r"\(\delta\)" in text
 
     def test_search_needs_no_server(self, built):
-        index = (built / "searchindex.js").read_text()
+        index = (built / "searchindex.js").read_text(encoding="utf-8")
         assert index.startswith("Search.setIndex(") and "notebooks/00_start" in index and "formula" in index
-        assert re.search(r"SHOW_SEARCH_SUMMARY:\s*false", (built / "_static" / "documentation_options.js").read_text())
+        assert re.search(r"SHOW_SEARCH_SUMMARY:\s*false", (built / "_static" / "documentation_options.js").read_text(encoding="utf-8"))
 
     def test_shows_cells_as_their_tags_say(self, built):
-        text = (built / "notebooks" / "00_start.html").read_text()
+        text = (built / "notebooks" / "00_start.html").read_text(encoding="utf-8")
         assert "never shown" not in text and "printed 1" in text
         assert "Show code cell source" in text and 'alt="Figure: two words"' in text
         assert "<details><summary><b>Solution</b></summary>" in text and "highlight-python" in text
@@ -292,8 +292,8 @@ class TestSite:
         assert "<td><p>1</p></td>" in text  # a table within a cell's Markdown
 
     def test_brings_the_notebooks_themselves(self, built):
-        assert (built / "notebooks" / "00_start.ipynb").read_text() == (built.parent / "notebooks" / "00_start.ipynb").read_text()
-        assert '<a href="00_start.ipynb" download>' in (built / "notebooks" / "00_start.html").read_text()
+        assert (built / "notebooks" / "00_start.ipynb").read_text(encoding="utf-8") == (built.parent / "notebooks" / "00_start.ipynb").read_text(encoding="utf-8")
+        assert '<a href="00_start.ipynb" download>' in (built / "notebooks" / "00_start.html").read_text(encoding="utf-8")
 
     def test_replaces_itself_but_nothing_else(self, built, tmp_path):
         (tmp_path / "mine").mkdir()
@@ -323,7 +323,7 @@ class TestDecks:
         write_course(tmp_path)
         [deck] = publish.slides(tmp_path / "slides", root=tmp_path)
         assert "01_next: no cell is tagged 'slide'" in capsys.readouterr().out
-        text = deck.read_text()
+        text = deck.read_text(encoding="utf-8")
         assert publish.broken_links(deck.parent) == publish.remote_links(deck.parent) == []
         assert not re.findall(r"https?://(?!www\.w3\.org)", text)
         assert text.count("<section") == 2 * 3  # nbconvert nests them: title, question, one slide

@@ -47,7 +47,7 @@ def record(root, tmp_path_factory):
 
 def test_result_file_holds_everything_that_a_reader_needs(record):
     out, content, _ = record
-    saved = json.loads((out / "result.json").read_text())
+    saved = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert set(saved["metrics"]) == {"image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"}
     assert all(0 <= value <= 1 for value in saved["metrics"].values())
     assert {"features", "training", "coreset", "calibration", "scoring", "metrics", "total"} <= set(saved["seconds"])
@@ -471,8 +471,8 @@ def test_compare_takes_a_single_category_folder_and_writes_its_table(root, tmp_p
     ])  # fmt: skip
     printed = capsys.readouterr().out
     assert status == 0 and printed.count("| flange |") == 3 and "seed 0" in printed
-    assert (tmp_path / "table" / "table.md").read_text().strip() == printed.strip()
-    assert len((tmp_path / "table" / "rows.csv").read_text().splitlines()) == 4
+    assert (tmp_path / "table" / "table.md").read_text(encoding="utf-8").strip() == printed.strip()
+    assert len((tmp_path / "table" / "rows.csv").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_synthetic_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -29,12 +29,12 @@ def fraction(figure, panel: int, x: float, y: float) -> tuple[float, float]:
     return at[0] / width, 1 - at[1] / height
 
 
-def explorer(**options):
+def explorer():
     def moved(touch, values):
         return {"place": (touch.x, touch.y)} if touch.panel == 1 else {"width": touch.x} if touch.phase == "up" else {}
 
     control = widgets.slider(1.0, 9.0, 3.0, "width")
-    return widgets.explore(two_panels, {"width": control}, state={"place": (0.0, 0.0)}, on_touch=moved, alt="two", **options)
+    return widgets.explore(two_panels, {"width": control}, state={"place": (0.0, 0.0)}, on_touch=moved, alt="two")
 
 
 def test_a_control_draws_the_picture_anew_with_its_value():
@@ -95,3 +95,19 @@ def test_the_play_button_moves_the_slider():
     position, button = widgets.player(12, "step")
     button.value = 5
     assert position.value == 5 and position.max == button.max == 12
+
+
+def test_a_number_typed_between_two_steps_is_brought_to_a_step():
+    shown = explorer()  # steps of 0.08 from 1
+    shown.controls["width"].value = 3.43
+    assert shown.values()["width"] == pytest.approx(3.4)
+    shown.controls["width"].value = 9.0
+    assert shown.values()["width"] == 9.0
+
+
+def test_two_equal_touches_sent_by_the_front_end_are_two():
+    shown, seen = explorer(), []
+    shown.picture.observe(lambda change: seen.append(change["new"]["count"]), names="touch")
+    for _ in range(2):
+        shown.picture._handle_custom_msg({"phase": "down", "x": 0.2, "y": 0.5}, [])
+    assert seen == [1, 2]

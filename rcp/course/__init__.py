@@ -1,4 +1,4 @@
-"""What the notebooks draw and check: one file a notebook, each figure beside its interactive twin.
+"""What the notebooks draw and check: a few files a notebook, each figure beside its interactive twin.
 
 Nothing of the method stands here. A notebook derives on toys, calls the library, and asks this package for its pictures and
 for the checks of its exercises.

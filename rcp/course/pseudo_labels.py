@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from rcp import plots, widgets
 from rcp.course.checks import Outcome, answer, choice, function
-from rcp.distances import squared_distances
-from rcp.similarity import contextual_similarity, mix, pairwise_similarity, pseudo_labels, similarities
+from rcp.similarity import contextual_similarity, mix, neighbours, pairwise_similarity, pseudo_labels, similarities
 
 FIRST, SECOND = plots.NORMAL, plots.ANOMALOUS
 SAME = "viridis"
@@ -51,7 +51,7 @@ def context_figure(points: Tensor = TWELVE, k: int = 5, sigma: float = 1.0, alph
     figure = Figure((12, 4.6))  # laid out by hand: automatic layout takes half of the time that a slider has
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.1, top=0.86, wspace=0.06)
     panels = figure.subplots(1, 3, width_ratios=[1.35, 1.35, 1])
-    near = _near(points, k)
+    near = neighbours(points, k).tolist()
     for axes, (title, pair) in zip(panels, PAIRS.items(), strict=False):
         common = len(set(near[pair[0]]) & set(near[pair[1]]))
         distance = float((points[pair[0]] - points[pair[1]]).norm())
@@ -199,10 +199,10 @@ class SameAs:
             self._frames(axes, number, [j for j in best if float(labels[j]) > 0], labels)
             if self._where(patch)[0] == number:
                 y, x = self._centre(patch)
-                axes.plot(x, y, "+", color="white", ms=26, mew=6)
-                axes.plot(x, y, "+", color=plots.ANOMALOUS, ms=24, mew=3)
+                axes.plot(x, y, "s", color="white", ms=10, mec="black", mew=1.5)
+                axes.plot(x, y, "x", color="black", ms=6, mew=2)
             axes.set_axis_off()
-        title = f"chosen patch: +     k = {k}, α = {alpha:.2f}"
+        title = f"chosen patch: ☒     k = {k}, α = {alpha:.2f}"
         panels[0].set_title(title, fontsize=plots.TYPE, loc="left")
         self._crops(panels[-1], [patch, *best[:7]], labels)
         return figure
@@ -241,14 +241,13 @@ class SameAs:
     def _frames(self, axes: Axes, image: int, patches: Sequence[int], labels: Tensor) -> None:
         own = [j for j in patches if self._where(j)[0] == image]
         h, w = self.pictures[image].shape[:2]
-        dy, dx = 0.5 * h / self.grid[0], 0.5 * w / self.grid[1]
+        dy, dx = 0.5 * h / self.grid[0] - 0.6, 0.5 * w / self.grid[1] - 0.6  # a little inside, so that neighbours do not touch
         lines = []
         for j in own:
             y, x = self._centre(j)
             lines.append([(x - dx, y - dy), (x + dx, y - dy), (x + dx, y + dy), (x - dx, y + dy), (x - dx, y - dy)])
-        axes.add_collection(LineCollection(lines, colors="black", linewidths=3 + 4 * labels[own].numpy()))
-        frames = LineCollection(lines, colors="white", linewidths=1 + 4 * labels[own].numpy())
-        axes.add_collection(frames)
+        axes.add_collection(LineCollection(lines, colors="black", linewidths=4))
+        axes.add_collection(LineCollection(lines, colors=[_shade(labels[j]) for j in own], linewidths=2))
 
     def _crops(self, axes: Axes, patches: Sequence[int], labels: Tensor, side: int = 40) -> None:
         sheet = np.full((4 * (side + 22), 2 * (side + 6), 3), 255, np.uint8)
@@ -258,26 +257,29 @@ class SameAs:
             top, left = (min(max(0, at - side // 2), size - side) for at, size in ((y, picture.shape[0]), (x, picture.shape[1])))
             row, column = place // 2 * (side + 22) + 20, place % 2 * (side + 6)
             sheet[row : row + side, column : column + side] = picture[top : top + side, left : left + side]
-            word = "chosen" if place == 0 else f"w = {float(labels[patch]):.2f}"
+            word = "chosen ☒" if place == 0 else f"w = {float(labels[patch]):.2f}"
+            colour = "black" if place == 0 else _shade(labels[patch])
+            axes.add_patch(Rectangle((column, row), side - 1, side - 1, fill=False, ec=colour, lw=4))
             axes.text(column + side / 2, row - 4, word, ha="center", fontsize=plots.TYPE - 3)
         axes.imshow(sheet)
         axes.set_axis_off()
 
 
 def check_1(given: float) -> Outcome:
-    """Return what is to be said of the overlap of the pair across the gap (Eq. 2)."""
-    near = [set(row) for row in _near(TWELVE, 5)]
-    i, j = PAIRS["across the gap"]
-    common, union = len(near[i] & near[j]), len(near[i] | near[j])
+    """Return what is to be said of w̃ (Eq. 2) of the lonely point 10 with point 4, k = 5."""
+    near = neighbours(TWELVE, 5).tolist()
+    mine, other = set(near[10]), set(near[4])
+    common, union = len(mine & other), len(mine | other)
     return answer(
-        "2.1", given, common / 5, "Points 4 and 5 have only each other in common, and |N_k(i)| is 5.",
+        "2.1", given, common / 5, "N_5(10) and N_5(4) have 1, 4 and 5 in common, and |N_k(i)| is 5.",
         [
             (common, "this counts the common neighbours; Eq. 2 divides by |N_k(i)| = 5."),
             (common / union, "this divides by the union (the Jaccard index); Eq. 2 divides by |N_k(i)| = 5."),
-            ((common - 2) / 5, "a point counts among its own neighbours (distance 0): 4 and 5 are in both sets."),
-            (common / 4, "a point counts among its own neighbours, so a neighbourhood has k = 5 members, not 4."),
+            (0, "this is w̃ of 4 with 10: 10 is not in N_5(4). Here i = 10, and 4 is one of its neighbours."),
+            ((common - 1) / 5, "a point counts among its own neighbours (distance 0): 4 is in both sets."),
+            ((common - 1) / 4, "a point counts among its own neighbours, so a neighbourhood has k = 5 members, not 4."),
         ],
-        hint="list N_5(4) and N_5(5) in the figure of the twelve points: each has five members, the point itself included.",
+        hint="list N_5(10) and N_5(4) in the figure of the twelve points: each has five members, the point itself included.",
     )  # fmt: skip
 
 
@@ -290,7 +292,7 @@ def check_2(given) -> Outcome:
             table[i, list(row)] = True
         return table
 
-    cases = [(_near(TWELVE, k),) for k in (2, 5, 7)]
+    cases = [(neighbours(TWELVE, k).tolist(),) for k in (2, 5, 7)]
     return function(
         "2.2", given, lambda near: member(near) & member(near).T, cases,
         "Reciprocal means both ways, so the table is symmetric; point 10 has far neighbours that do not have it back.",
@@ -337,29 +339,30 @@ def check_4(given: str) -> Outcome:
     )  # fmt: skip
 
 
+def _shade(label: Tensor) -> tuple[float, float, float, float]:
+    """A colour that is the brighter the larger the label is, and never dark."""
+    return colormaps["plasma"](0.35 + 0.65 * float(label))
+
+
 def _points(axes: Axes, points: Tensor, size: float = 330) -> None:
     axes.scatter(*points.T, s=size, color="white", edgecolor="black", linewidth=1.5, zorder=3)
     for number, (x, y) in enumerate(points.tolist()):
         axes.text(x, y, str(number), ha="center", va="center_baseline", fontsize=plots.TYPE - 3, zorder=4)
-    axes.set(xlim=(-0.5, 3.5), ylim=(-2.0, 1.7), aspect="equal", anchor="C")
+    axes.set(xlim=(-0.5, 3.5), ylim=(-2.4, 1.7), aspect="equal", anchor="C")
     plots.bare(axes)
 
 
 def _neighbourhoods(axes: Axes, points: Tensor, near: list[list[int]], pair: tuple[int, int], k: int) -> None:
     """Rings around N_k of both ends, lines to R_{k/2}, which Eq. 4 averages over."""
-    half = _near(points, max(1, k // 2))
+    half = neighbours(points, k // 2).tolist()
     for end, colour, size, style in zip(pair, (FIRST, SECOND), (620, 1050), ("-", (0, (2, 1.2))), strict=True):
         axes.scatter(*points[near[end]].T, s=size, facecolor="none", edgecolor=colour, linewidth=3, linestyle=style, zorder=2)
         mutual = [j for j in half[end] if j != end and end in half[j]]
         for j in mutual:
-            axes.plot(*points[[end, j]].T, color=colour, lw=5, alpha=0.6, zorder=1)
-        word = f"$N_k({end})$" + (f", bar: $R_{{k/2}}({end})$" if mutual else "")
-        axes.plot([], [], color=colour, lw=3, ls=style, label=word)
-    axes.legend(fontsize=plots.TYPE - 3, frameon=False, loc="lower left", ncols=2, columnspacing=0.8, handlelength=1.2)
-
-
-def _near(points: Tensor, k: int) -> list[list[int]]:
-    return squared_distances(points).fill_diagonal_(-1).topk(k, largest=False).indices.tolist()
+            axes.plot(*points[[end, j]].T, color=colour, lw=6, zorder=2.5)
+        members = ", ".join(map(str, sorted([end, *mutual])))
+        axes.plot([], [], color=colour, lw=3, ls=style, label=f"$N_k({end})$;  $R_{{k/2}}({end})$ = {{{members}}}")
+    axes.legend(fontsize=plots.TYPE - 3, frameon=False, loc="lower left", handlelength=1.4)
 
 
 def _halves(z: Tensor) -> dict[str, Tensor]:

@@ -13,8 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import lab  # noqa: E402
 
-OPENED = ["02_pseudo_labels", "04_coreset", "05_scoring"]
-
 
 @pytest.fixture(scope="session")
 def opened() -> Iterator[Browser]:
@@ -26,5 +24,5 @@ def opened() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def address(tmp_path_factory) -> Iterator[str]:
     """Where JupyterLab serves copies of the notebooks that these tests open."""
-    with lab.server(tmp_path_factory.mktemp("lab"), OPENED) as found:
+    with lab.server(tmp_path_factory.mktemp("lab"), lab.OPENED) as found:
         yield found

@@ -26,6 +26,13 @@ SETTINGS = {  # cells out of sight are in the page, too; nothing pops up over th
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 PICTURE = "img.rcp-picture"
+OPENED = ["02_pseudo_labels", "04_coreset", "05_scoring"]  # that the tests open
+LISTEN = """() => {  // an error behind a slider goes to the kernel's log, and no cell shows it
+  window.rcpErrors = [];
+  window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.iopubMessage.connect((_, message) => {
+    if (message.header.msg_type === 'error') window.rcpErrors.push(message.content.ename + ': ' + message.content.evalue);
+  });
+}"""
 
 
 def executable() -> str:
@@ -96,12 +103,14 @@ class Notebook:
 
     def __init__(self, opened: Browser, address: str, name: str):
         """Open the notebook and run all its cells."""
+        self.name = name
         self.page: Page = opened.new_page(viewport={"width": 1280, "height": 900})
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(f"{address}lab/tree/{name}.ipynb?reset")
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
         self.page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
+        self.page.evaluate(LISTEN)
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.wait_for_function(
             "() => { const cells = window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code');"
@@ -111,11 +120,11 @@ class Notebook:
         )  # fmt: skip
 
     def troubles(self) -> list[str]:
-        """Return what a user would see of errors: tracebacks, warnings on stderr, broken widgets, errors of the page."""
+        """Return all errors: tracebacks, warnings on stderr, broken widgets, errors of the page and behind the sliders."""
         shown = self.page.locator(
             '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jupyter-widgets-error-widget'
         )
-        return self.errors + shown.all_inner_texts()
+        return self.errors + shown.all_inner_texts() + self.page.evaluate("() => window.rcpErrors")
 
     def explorers(self) -> list[Locator]:
         """Return the interactive figures: the boxes that hold controls and a picture."""
@@ -170,12 +179,20 @@ def click(explorer: Locator, x: float, y: float) -> None:
     picture.click(position={"x": x * box["width"], "y": y * box["height"]})
 
 
-def drag(explorer: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drag on a picture from one place to another, in fractions of its width and height."""
+def drag(explorer: Locator, start: tuple[float, float], end: tuple[float, float], steps: int = 4) -> None:
+    """Drag on a picture from one place to another, in fractions of its width and height, over some places in between."""
     picture = explorer.locator(PICTURE)
     picture.scroll_into_view_if_needed()
     box, mouse = picture.bounding_box(), explorer.page.mouse
     mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
     mouse.down()
-    mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1] * box["height"], steps=4)
+    mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1] * box["height"], steps=steps)
     mouse.up()
+
+
+def type_beside(explorer: Locator, slider: int, text: str) -> None:
+    """Type a number into the readout beside a slider."""
+    readout = explorer.locator(".widget-readout").nth(slider)
+    readout.click()
+    readout.fill(text)
+    readout.press("Enter")

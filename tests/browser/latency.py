@@ -33,7 +33,10 @@ def measure(opened, address: str, name: str) -> list[dict]:
         for slider in range(explorer.locator(".noUi-handle").count()):
             taken = [lab.press(explorer, slider, key) for key in ("ArrowLeft", "ArrowRight") * ((PRESSES + 1) // 2)][1:]
             taken = [value for value in taken if not math.isnan(value)]  # at the end of a slider nothing changes
-            label = explorer.locator(".widget-label").nth(slider).inner_text()
+            handle = explorer.locator(".noUi-handle").nth(slider)
+            label = handle.locator("xpath=ancestor::*[contains(@class,'widget-slider')][1]").locator(".widget-label").inner_text()
+            if not taken:
+                raise RuntimeError(f"{name}, picture {number}: the slider {label!r} changes nothing")
             rows.append({"notebook": name, "picture": number, "slider": label, "median_ms": round(statistics.median(taken)), "largest_ms": round(max(taken))})
     notebook.close()
     return rows

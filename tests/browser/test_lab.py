@@ -6,10 +6,9 @@ import math
 
 import lab
 import pytest
-from conftest import OPENED
 
 
-@pytest.fixture(scope="module", params=OPENED)
+@pytest.fixture(scope="module", params=lab.OPENED)
 def notebook(request, opened, address):
     found = lab.Notebook(opened, address, request.param)
     yield found
@@ -30,6 +29,29 @@ def test_every_slider_changes_its_picture(notebook):
             at_end = math.isnan(lab.press(explorer, number, "ArrowRight"))  # it may stand at its upper end
             assert not at_end or not math.isnan(lab.press(explorer, number, "ArrowLeft"))
             assert lab.wait_for_change(explorer, before)
+    assert notebook.troubles() == []
+
+
+def test_a_number_typed_beside_a_slider_is_no_trouble(notebook):
+    for explorer in notebook.explorers():
+        for number in range(explorer.locator(".noUi-handle").count()):
+            lab.type_beside(explorer, number, "0.33")
+    notebook.page.wait_for_timeout(1500)
+    assert notebook.troubles() == []
+
+
+def test_a_quick_drag_ends_where_the_finger_left(notebook):
+    if notebook.name != "02_pseudo_labels":
+        pytest.skip("the points that can be dragged are in 02")
+    explorer, point_4, end = notebook.explorers()[0], (0.1425, 0.489), (0.2, 0.7)
+    lab.drag(explorer, point_4, end, 30)  # many places that Python has no time for
+    notebook.page.wait_for_timeout(1500)
+    quick = lab.pixels(explorer)
+    lab.drag(explorer, end, end, 1)  # takes hold where it should be, and lets go there
+    notebook.page.wait_for_timeout(1500)
+    assert lab.pixels(explorer) == quick
+    lab.drag(explorer, end, (0.22, 0.68), 1)
+    assert lab.wait_for_change(explorer, quick)  # it was there
     assert notebook.troubles() == []
 
 
