@@ -28,6 +28,7 @@ import importlib.util
 
 if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
     get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+    print("Restart the session now (menu Runtime), then run all cells.")  # what is loaded already is of another version
 
 # %% tags=["setup"]
 # %matplotlib inline
@@ -112,7 +113,7 @@ print(f"measured  {train.values.nbytes / 1e6:.1f} MB in {len(train.rows):,} rows
 # `rcp.loss` and `rcp.head`), and remembers `f(p)`.
 
 # %% tags=["setup"]
-short = rcp.TrainSettings(epochs=3, steps=16)  # a short training, so that a class need not wait; the paper: 120 epochs
+short = rcp.TrainSettings(epochs=3, steps=12)  # a short training, so that a class need not wait; the paper: 120 epochs
 fitted = {
     "PatchCore": rcp.PatchCore("efficientnet_lite0").fit(train),
     "ReConPatch": rcp.ReConPatch("efficientnet_lite0", training=short).fit(train),

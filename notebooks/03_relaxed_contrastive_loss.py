@@ -21,13 +21,15 @@
 # **Time.** 35 minutes to teach, half a minute to run.
 #
 # **Predict first.** (a) A colleague sets the margin to 0.1. What share of the pairs will be pushed apart? Section 3
-# counts them. (b) After five epochs the loss is *higher* than after one. Is the training broken? Section 7 measures it.
+# counts them. (b) After five epochs (sixty steps of training) the loss is *higher* than after one. Is the training
+# broken? Section 7 measures it.
 
 # %% tags=["install", "remove-cell"]
 import importlib.util
 
 if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
     get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+    print("Restart the session now (menu Runtime), then run all cells.")  # what is loaded already is of another version
 
 # %% tags=["setup"]
 # %matplotlib inline
@@ -51,7 +53,9 @@ from scipy.stats import spearmanr
 # ## 1 · Relative distance: far, compared with what? (5 min)
 #
 # The student, two linear layers $f$ and $g$, turns a patch feature $p$ into $z = g(f(p))$. Distances between the $z$
-# have no natural unit. So each row is divided by its own mean; $N$ is the number of patches in the batch:
+# have no natural unit. So each row is divided by its own mean; $N$ is the number of patches in the batch. A *batch* is
+# the patches that are drawn for one step of the training; an *epoch* here is a fixed number of steps (twelve in section
+# 7).
 #
 # $$\delta_{ij} = \frac{\lVert z_i - z_j \rVert}{\frac1N \sum_n \lVert z_i - z_n \rVert}
 # \qquad \text{(above Eq. 7)}$$
@@ -209,6 +213,7 @@ print(f"five points: loss {library:.3f}, floor {floor(w_five):.3f}")
 # student as it is drawn at random.
 
 # %%
+# real data: os.environ.update(RCP_DATA="/data/mvtec", RCP_CATEGORY="bottle")  (import os)
 category = course.category("terminal")
 said = course.source(category)
 extractor = rcp.PatchExtractor(rcp.FeatureSettings("efficientnet_lite0"))
@@ -261,8 +266,8 @@ print(f"mean label within a cluster {w_toy[same].mean():.2f}, between clusters {
 
 # %% [markdown]
 # Three ways to the same gradient. *Finite differences*: move one point a little, and look at the loss. *Autograd*:
-# torch differentiates Eq. 7. *By hand*: `rcp.loss.loss_and_gradient` has the derivative written out, which takes a
-# third of the memory. They must agree:
+# torch differentiates Eq. 7. *By hand*: `rcp.loss.loss_and_gradient` has the derivative written out, which needs
+# fewer passes and less memory. They must agree:
 
 # %% tags=["nbval-check-output"]
 z = toy.start.double().requires_grad_()
@@ -277,26 +282,27 @@ print(f"point 7, along x: differences {float(ahead - behind) / 2e-5:.4f}, autogr
 print(f", by hand {written[7, 0]:.4f}")
 
 # %% [markdown]
-# Gradient descent is then six lines. Minus the gradient is where each point is drawn.
+# Gradient descent is then five lines. Minus the gradient is where each point is drawn.
 
 # %% tags=["nbval-check-output"]
 z, losses = toy.start, []
-for step in range(61):
+for step in range(301):
     now = loss_and_gradient(z, w_toy)  # margin 1
     losses.append(float(now.loss))
     z = z - 0.2 * now.gradient
-path = training.descend(toy.start, w_toy)  # the same loop, which also keeps the points and arrows of every step
-assert torch.allclose(path.losses, torch.tensor(losses))
-print("loss at steps 0, 10, 30, 60:", [f"{losses[s]:.2f}" for s in (0, 10, 30, 60)], f"| floor {floor(w_toy):.2f}")
+path = training.descend(toy.start, w_toy)  # the same loop for 60 steps; keeps their points and arrows, too
+assert torch.allclose(path.losses, torch.tensor(losses[:61]))
+at = (0, 10, 30, 60, 100, 300)
+print(f"loss at steps {at}:", [f"{losses[s]:.2f}" for s in at], f"| floor {floor(w_toy):.2f}")
 
 # %% tags=["slide", "hide-input"]
 course.keep(training.toy_figure(toy, path), "03_relaxed_contrastive_loss_toy")
 
 # %% [markdown]
 # **What this tells you.** The labels carry the teacher's view over to the student: the clusters come apart, although
-# nobody told the student which point belongs where. The arrows shrink, and the loss comes to rest above its floor: in
-# the plane not every pair can have the distance that its label orders. (Arrows: minus the gradient, 2.5 times as
-# long.)
+# nobody told the student which point belongs where. The arrows shrink, and the loss slows down above its floor:
+# from step 100 to 300 it hardly falls any more. In the plane not every pair can have the distance that its label
+# orders. (Arrows: minus the gradient, 2.5 times as long.)
 #
 # Who moves a point? The next figure takes the circle that begins far up among the triangles.
 
@@ -538,9 +544,10 @@ for title, trained in {"before": fresh, **heads}.items():
     print(f"{title:20} mean w^P {plain:.3f}; without the mean of all outputs {centred:.3f}")
 
 # %% [markdown]
-# **What this tells you.** w^P compares *directions* (outputs of length 1). In the committed run, the outputs come to
-# share one direction more and more, so w^P rises; take the common part out, and w^P does not rise, but falls. Eq. 7
-# cannot prevent that: δ is made of differences, and a part that all outputs share cancels. Nothing in the paper says
+# **What this tells you.** w^P compares *directions* (outputs of length 1). In the committed run, w^P is higher after
+# the two fast trainings than before; with the common part taken out it is not higher, but lower. So what their outputs
+# have gained is a direction that all share. (At the paper's rate hardly anything changes in 60 steps.) Eq. 7 cannot
+# prevent that: δ is made of differences, and a part that all outputs share cancels. Nothing in the paper says
 # that this happens there; these are 60 steps on one data set.
 #
 # Choose a training, and move the epoch (arrow keys work). Look for: whether moving and frozen labels part, and
@@ -574,7 +581,7 @@ Markdown(f"**Measured** ({said}), mean δ before → after. {note}\n\n" + "\n".j
 # %% [markdown]
 # **What this tells you.** One might expect the curve to get steeper: the same nearer, the different farther. In the
 # committed run it gets *flatter*. The grey line is what the labels order (exercise 3.2, margin 1). Where nearly all
-# pairs are, below w = 0.45, the start is steeper than that: the labels do not ask for more contrast than there is,
+# pairs are, below w = 0.6 (all but the share printed above), the start is steeper than that: the labels do not ask for more contrast than there is,
 # but for less. The surely same move apart, too, away from their order; they are few, and the same two layers serve
 # all pairs. The features f(p), which the memory keeps, change less than z. At the paper's rate hardly anything moves
 # in 60 steps.

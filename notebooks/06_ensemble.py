@@ -28,6 +28,7 @@ import importlib.util
 
 if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
     get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+    print("Restart the session now (menu Runtime), then run all cells.")  # what is loaded already is of another version
 
 # %% tags=["setup"]
 # %matplotlib inline
@@ -43,6 +44,7 @@ from rcp.course import ensemble_gains as gains
 from rcp.memory import nearest_neighbours
 from rcp.scoring import modified_z_score
 
+# real data: os.environ.update(RCP_DATA="/data/mvtec", RCP_CATEGORY="bottle")  (import os)
 category = course.category("terminal")
 
 # %% [markdown] tags=["slide"]
@@ -199,7 +201,7 @@ course.keep(lesson.robust_figure(), "06_ensemble_robust")
 lesson.robust_explorer()
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3.1 · A new part
+# ### Exercise 6.1 · A new part
 # The seven scores are `seven`. A new part scores 12. What is its modified z-score?
 
 # %% tags=["exercise"]
@@ -213,7 +215,7 @@ new_part = (12 - centre) / (1.4826 * float(np.median((seven - centre).abs())))
 checks.check_1(new_part)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3.2 · The function
+# ### Exercise 6.2 · The function
 # Write the function: `scores` are to be judged, `normal` are scores of normal images. Mind even numbers of values:
 # `torch.median` takes the lower of the two in the middle, `np.median` their mean.
 
@@ -394,7 +396,7 @@ table = gains.measured()  # rows with .detector (the system) and .metrics
 systems = (gains.ONE, gains.SEEDS, gains.MEAN_Z)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 6.1 · Your prediction
+# ### Exercise 6.3 · Your prediction
 # Of the gain in image AUROC of the *three backbones, mean z* over *one backbone, one seed*, which share has *one backbone,
 # three
 # seeds*? Means over all rows of `table`; `gains.mean_over_categories(system)` computes one for you.

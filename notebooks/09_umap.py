@@ -30,6 +30,7 @@ import importlib.util
 
 if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
     get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+    print("Restart the session now (menu Runtime), then run all cells.")  # what is loaded already is of another version
 
 # %% tags=["setup"]
 # %matplotlib inline
@@ -141,7 +142,7 @@ lesson.membership_explorer(points, lambda d: fuzzy(d)[0], (0, lonely))
 # depends on a seed.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 1.1 · Membership
+# ### Exercise 9.1 · Membership
 #
 # Write the function that returns the memberships of the neighbours, for σ given. `d` holds the sorted distances, the row
 # itself first. Careful: *another* row may lie at distance 0, too; then ρ is still the smallest distance above 0.
@@ -245,7 +246,7 @@ course.keep(lesson.seeds_figure(crowds[3], alike, title="One Gaussian cloud, n_n
 lesson.neighbours_explorer(crowds, alike, 3, "One Gaussian cloud")
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 2.1 · Read the picture
+# ### Exercise 9.2 · Read the picture
 #
 # Which statement can be read from the picture of the three clouds?
 #
@@ -255,13 +256,13 @@ lesson.neighbours_explorer(crowds, alike, 3, "One Gaussian cloud")
 # * `"d"` A white gap in a UMAP picture proves that two groups exist.
 
 # %% tags=["exercise"]
-statement_2_1 = ...  # your answer: "a", "b", "c" or "d"
+statement_9_2 = ...  # your answer: "a", "b", "c" or "d"
 
 # %% tags=["solution"]
-statement_2_1 = "c"
+statement_9_2 = "c"
 
 # %% tags=["check"]
-check.check_2(statement_2_1)
+check.check_2(statement_9_2)
 
 # %% [markdown] tags=["slide"]
 # ## 3 · Figure 3: four grid positions over the epochs (8 min)
@@ -271,6 +272,7 @@ check.check_2(statement_2_1)
 # read a pair as (row, column). On other grids we take the same places of the image.
 
 # %% tags=["nbval-check-output"]
+# real data: os.environ.update(RCP_DATA="/data/mvtec", RCP_CATEGORY="bottle")  (import os)
 category = course.category("terminal")
 extractor = rcp.PatchExtractor(rcp.FeatureSettings("efficientnet_lite0"))
 train, test = extractor.extract(category.train), extractor.extract(category.test)  # (n, H, W, C)
@@ -488,7 +490,7 @@ print("\n".join(lines))
 lesson.neighbours_explorer(seeds, position, 15, f"The same rows; true ratio {ratio(four):.1f}", labels)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3.1 · Agreement of neighbours
+# ### Exercise 9.3 · Agreement of neighbours
 #
 # Write the function behind the column "10 nearest agree". It gets the distances of all rows to all rows, (N, N), the group
 # of each row, (N,), and k. It returns the share of the k nearest *other* rows that belong to the same group, averaged over
@@ -654,7 +656,7 @@ course.keep(judged.dprime_figure(measured_dprime), "09_umap_dprime")
 judged.dprime_explorer(measured_dprime)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 5.1 · d' by hand
+# ### Exercise 9.4 · d' by hand
 #
 # Four normal and four abnormal scores. What is d'? (A number; pencil and paper are enough.)
 
@@ -663,13 +665,13 @@ normal, abnormal = check.DPRIME_NORMAL, check.DPRIME_ABNORMAL
 print("normal", normal.tolist(), "| abnormal", abnormal.tolist())
 
 # %% tags=["exercise"]
-dprime_5_1 = ...  # your answer: a number
+dprime_9_4 = ...  # your answer: a number
 
 # %% tags=["solution"]
-dprime_5_1 = abs(abnormal.mean() - normal.mean()) / math.sqrt((abnormal.var() + normal.var()) / 2)
+dprime_9_4 = abs(abnormal.mean() - normal.mean()) / math.sqrt((abnormal.var() + normal.var()) / 2)
 
 # %% tags=["check"]
-check.check_4(dprime_5_1)
+check.check_4(dprime_9_4)
 
 # %% [markdown] tags=["slide"]
 # ## 6 · Figure 5: contours (2 min)
@@ -737,8 +739,8 @@ judged.contour_explorer(category.test, views, masks)
 #
 # ## What to read next
 #
-# This is the last notebook in the order of the course; the README lists them all. For thresholds that are no oracle see
-# `05_scoring`, for the training and its history `03_relaxed_contrastive_loss`.
+# Notebook 11 asks how many good images are enough. For thresholds that are no oracle see `05_scoring`, for the training and
+# its history `03_relaxed_contrastive_loss`.
 
 # %% [markdown] tags=["notes"]
 # *For the lecturer.* Show the picture of section 2 before the truth above it, and let the class describe it: nearly

@@ -17,7 +17,7 @@
 # **Goal.** A detector learns from good images only. You will measure how many it needs to *rank* parts, how many it needs to
 # *decide*, and what happens when some of the good images are not good.
 #
-# **Time.** 25 minutes to teach, about a minute to run.
+# **Time.** 25 minutes to teach, about 40 s to run.
 #
 # **Predict first.** Somebody put defective parts among the photographs of good ones: one in ten. Which share of the defects
 # that were found before will still be found? And which suffers more: defects of the kinds that slipped in, or all of them?
@@ -28,6 +28,7 @@ import importlib.util
 
 if importlib.util.find_spec("rcp") is None:  # Colab: install rcp there; silent where it is installed
     get_ipython().run_line_magic("pip", 'install --quiet "rcp[notebooks] @ git+https://github.com/-OWNER-/rcp"')
+    print("Restart the session now (menu Runtime), then run all cells.")  # what is loaded already is of another version
 
 # %% tags=["setup"]
 # %matplotlib inline
@@ -46,6 +47,7 @@ from rcp.coreset import coreset_size
 from rcp.memory import nearest_neighbours
 from rcp.scoring import threshold
 
+# real data: os.environ.update(RCP_DATA="/data/mvtec", RCP_CATEGORY="bottle")  (import os)
 category = course.category("terminal")
 
 # %% [markdown] tags=["slide"]
@@ -139,7 +141,7 @@ Markdown(f"*{course.source(category)}, EfficientNet-Lite0, resize 256, crop 224;
 # coreset's randomness alone, and those before it overlap more and more.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 2.1 · Rows or images?
+# ### Exercise 11.1 · Rows or images?
 # On the embedded data: why is the dashed line so far above the solid one at few images? Answer "rows", "images", "noise" or
 # "test": because it has more
 # rows; because it has other images; by chance; because it was judged on other test images.
@@ -222,7 +224,7 @@ lesson.limit_explorer()
 # to be good, and to be like those of tomorrow.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 4.1 · The least number
+# ### Exercise 11.2 · The least number
 # Write the function that returns the least number of held-out good images for a false-alarm rate. (Floating point: subtract
 # 1e-9 before you round up.)
 
@@ -303,7 +305,7 @@ for group in ("same", "other"):
 #   alarms become fewer, not more.
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 5.1 · When does a quantile break?
+# ### Exercise 11.3 · When does a quantile break?
 # 100 held-out images, a limit for 5 % false alarms. Bad images score higher than all good ones. How many bad images among
 # the 100 does
 # it take until the limit is a bad image's score?
@@ -319,7 +321,7 @@ how_many = 100 - rank + 1
 pictures.check_1(how_many)
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 5.2 · Innocent kinds
+# ### Exercise 11.4 · Innocent kinds
 # Defects of kinds that never slipped in are found less often, too. Why? Answer "memory" (it holds such defects), "coreset"
 # (too few good rows
 # are left), "limit" (it has moved), or "chance".

@@ -105,19 +105,21 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def build(name: str, out: Path | None) -> list[Path]:
-    """Execute and write a notebook, and in place also its solutions' notebook; return what was written."""
+def build(name: str, out: Path | None) -> dict[Path, float]:
+    """Execute and write a notebook, and in place also its solutions' notebook; return what was written, and the seconds."""
     if out is not None:
-        write(execute(convert(name), out), out / f"{name}.ipynb")
-        return [out / f"{name}.ipynb"]
-    figures = HERE.parent / "figures"
-    write(execute(convert(name), figures), HERE / f"{name}.ipynb")
-    written = [HERE / f"{name}.ipynb"]
-    solved = solutions(name)
+        return _made(convert(name), out, out / f"{name}.ipynb")
+    figures, solved = HERE.parent / "figures", solutions(name)
+    written = _made(convert(name), figures, HERE / f"{name}.ipynb")
     if any("solution" in tags(cell) for cell in solved.cells):
-        write(execute(solved, figures), SOLUTIONS / f"{name}.ipynb")
-        written.append(SOLUTIONS / f"{name}.ipynb")
+        written |= _made(solved, figures, SOLUTIONS / f"{name}.ipynb")
     return written
+
+
+def _made(notebook: nbformat.NotebookNode, figures: Path, path: Path) -> dict[Path, float]:
+    started = time.perf_counter()
+    write(execute(notebook, figures), path)
+    return {path: time.perf_counter() - started}
 
 
 def set_address(address: str, root: Path = HERE.parent) -> list[Path]:
@@ -152,9 +154,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no notebook {unknown[0]!r}; there are {', '.join(names())}")
     for name in options.names or names():
-        started = time.perf_counter()
-        written = build(name, Path(options.out) if options.out else None)
-        print(f"{', '.join(map(str, written))}  {time.perf_counter() - started:.0f} s")
+        for path, seconds in build(name, Path(options.out) if options.out else None).items():
+            print(f"{path}  {seconds:.0f} s", flush=True)
     return 0
 
 

@@ -24,6 +24,7 @@ from rcp.metrics import dprime
 from rcp.scoring import Scores, Threshold
 
 NORMAL, ANOMALOUS, LIMIT, CONTOUR = "#0072B2", "#D55E00", "#000000", "#00E5FF"
+GREEN, ORANGE, PINK, SKY, GREY = "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#777777"  # Okabe and Ito's, and grey
 HEAT = "inferno"
 TYPE = 15  # points: read from the last row when the figure is 12 inches wide
 
@@ -67,8 +68,7 @@ def score_histogram(results: dict[str, Result]) -> Figure:
         axes.set_title(title + (detail if both else ""), fontsize=TYPE)
         axes.set_xlabel(f"image score ({result.scores.unit} of the worst patch)", fontsize=TYPE - 1)
         axes.set_ylabel("images", fontsize=TYPE - 1)
-        axes.tick_params(labelsize=TYPE - 2)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.legend(fontsize=TYPE - 3, frameon=False)
     return figure
 
@@ -235,8 +235,7 @@ def growth_figure(curve: dict[str, Any], machine: str) -> Figure:
         panels[1].xaxis.set_major_formatter("{x:,.0f}")
     for axes in panels:
         axes.set_xlabel(curve["axis"], fontsize=TYPE)
-        axes.tick_params(labelsize=TYPE - 2)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.legend(fontsize=TYPE - 1, frameon=False)
     figure.suptitle(f"{curve['what']}\n{machine}", fontsize=TYPE)
     return figure
@@ -270,3 +269,9 @@ def bare(axes: Axes) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def plain(axes: Axes) -> None:
+    """Take the upper and right side of the frame off a diagram, and set the size of its numbers."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=TYPE - 2)

@@ -154,7 +154,8 @@ def test_moving_moves():
 
 def test_the_fields_stand_around_the_patch_of_the_place(fields, images):
     figure = seen.fields_figure(images[0], [fields[1, 3], fields[2, 3]], (30, 100), "here")
-    assert figure.get_suptitle() == "here"
+    title, scale = figure.get_suptitle().split("\n")
+    assert title == "here" and "own scale, the image is 128 px wide" in scale
     for axes, field in zip(figure.axes, (fields[1, 3], fields[2, 3]), strict=True):
         squares = {patch.get_label(): patch for patch in axes.patches if not patch.get_label().startswith("_")}
         own, whole = squares["the patch's own cell"], squares["theoretical field"]
@@ -242,8 +243,8 @@ def test_a_look_reads_scores_by_kind(category):
     assert look.image == [1.0, pytest.approx(0, abs=0.5)] and look.kinds == {
         "scratch": pytest.approx(np.mean(look.image))
     }
-    assert look.pixel > 0.95
-    assert np.isnan(lesson.look_at("x", [perfect], test, None).pixel)
+    assert look.pixel[0] > 0.95 and look.pixel[1] == pytest.approx(1 - look.pixel[0], abs=1e-6)  # one a seed
+    assert np.isnan(lesson.look_at("x", [perfect, perfect], test, None).pixel).tolist() == [True, True]
     y, x = lesson.middle(next(sample for sample in test if sample.label), geometry)
     assert truth[list(test.labels).index(1), int(y), int(x)]
     assert lesson.middle(next(sample for sample in test if not sample.label), geometry) == (32, 48)
@@ -251,8 +252,8 @@ def test_a_look_reads_scores_by_kind(category):
 
 def test_the_look_figure_shows_its_numbers():
     looks = [
-        lesson.Look("one", (0.9, 0.8, 0.7), 0.95, {"dent": 0.9, "big_hole": 0.6}),
-        lesson.Look("two", (0.5,), np.nan, {"dent": 0.5, "big_hole": 1.0}),
+        lesson.Look("one", (0.9, 0.8, 0.7), (0.95, 0.96, 0.97), {"dent": 0.9, "big_hole": 0.6}),
+        lesson.Look("two", (0.5,), (np.nan,), {"dent": 0.5, "big_hole": 1.0}),
     ]
     figure = lesson.look_figure(looks, "what varies")
     left, right = figure.axes
@@ -260,6 +261,9 @@ def test_the_look_figure_shows_its_numbers():
     assert left.containers[0].lines[0].get_xdata() == pytest.approx([80, 50])
     low, high = left.containers[0].lines[2][0].get_segments()[0][:, 0]
     assert (low, high) == pytest.approx((70, 90))  # mean ± standard deviation of three seeds
+    pixel = left.containers[1].lines
+    assert pixel[0].get_xdata()[0] == pytest.approx(96)
+    assert pixel[2][0].get_segments()[0][:, 0] == pytest.approx([95, 97])
     assert [label.get_text() for label in left.get_yticklabels()] == ["one", "two"]
     assert [label.get_text() for label in right.get_xticklabels()] == ["dent", "big\nhole"]
 
@@ -268,7 +272,7 @@ def test_type_is_large_enough(fields, images, views):
     figures = [
         seen.stack_figure(STACKS[0]), seen.fields_figure(images[0], [fields[1, 3]], (5, 5), "x"),
         seen.growth_figure([fields[1, 3]]),
-        lesson.likeness_figure(views, 0, 1, 1), lesson.look_figure([lesson.Look("a", (0.5,), 0.5, {"b": 0.5})], "x"),
+        lesson.likeness_figure(views, 0, 1, 1), lesson.look_figure([lesson.Look("a", (0.5,), (0.5,), {"b": 0.5})], "x"),
     ]  # fmt: skip
     for figure in figures:
         widgets.png(figure)
@@ -324,18 +328,20 @@ def test_check_2():
 def test_check_3():
     assert verdicts(lesson.check_3, ["3", "1", "2", "4", "5", ...]) == [True, False, False, False, False, None]
     assert lesson.check_3(3).right and not lesson.check_3(2).right
+    numbers = [check(...).text.split()[1] for check in (lesson.check_1, lesson.check_2, lesson.check_3, lesson.check_4)]
+    assert numbers == ["1.1", "1.2", "1.3", "1.4"]
     assert "theoretical" in lesson.check_3(2).text
 
 
 def test_check_4():
-    rows = 209 * 40 * 40
+    rows = 280 * 60 * 60
     right = rows * 1536 * 2
     wrong = [
         right * 2,
-        209 * 784 * 1536 * 2,
+        280 * 784 * 1536 * 2,
         rows * 512 * 2 + rows // 4 * 1024 * 2,
         rows * 2,
-        209 * 320 * 320 * 1536 * 2,
+        280 * 480 * 480 * 1536 * 2,
         right / 1e9,
         7,
     ]

@@ -102,6 +102,9 @@ class TestNotebook:
         assert 2 <= len(stubs) <= 4
         assert len(cells_tagged(name, "solution")) == len(cells_tagged(name, "check")) == len(stubs)
         assert all("..." in stub.source for stub in stubs)
+        texts = "\n".join(cell.source for cell in cells_tagged(name, "exercise"))
+        numbers = re.findall(r"^### Exercise ([\d.]+) · ", texts, re.MULTILINE)
+        assert numbers == [f"{int(name[:2])}.{i + 1}" for i in range(len(stubs))]
 
     def test_leaves_its_exercises_open_and_its_solutions_right(self, name):
         exercises = len(cells_tagged(name, "check"))
@@ -113,7 +116,8 @@ class TestNotebook:
         assert len(cells_tagged(name, "nbval-check-output")) >= 3
 
     def test_tags_enough_cells_for_its_slides(self, name):
-        assert len(cells_tagged(name, "slide")) >= 4 and len(cells_tagged(name, "sub")) >= 2
+        slides = len(cells_tagged(name, "slide"))
+        assert slides >= 4 and slides + len(cells_tagged(name, "sub")) >= 8
 
     def test_keeps_figures_that_are_named_after_it(self, name):
         source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
@@ -121,8 +125,11 @@ class TestNotebook:
         assert kept and all(figure.startswith(f"{name}_") for figure in kept)
         assert {path.stem for path in (ROOT / "figures").glob(f"{name}_*.png")} == kept
 
-    def test_is_in_the_readme(self, name):
-        assert f"(notebooks/{name}.ipynb)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    def test_is_in_the_readme_with_its_minutes(self, name):
+        row = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| [{name}]"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        told = re.search(r"\*\*Time\.\*\* (\d+) minutes", build.convert(name).cells[0].source)[1]
+        assert cells[0] == f"[{name}](notebooks/{name}.ipynb)" and cells[2] == told and cells[3].isdigit()
 
 
 def test_the_first_cell_installs_only_where_rcp_is_missing(monkeypatch, tmp_path):
@@ -133,7 +140,7 @@ def test_the_first_cell_installs_only_where_rcp_is_missing(monkeypatch, tmp_path
             calls.append(call)
 
     file = tmp_path / "first.py"
-    file.write_text(cells_tagged("00_quickstart", "install")[0].source)
+    file.write_text(cells_tagged("00_quickstart", "install")[0].source, encoding="utf-8")
     runpy.run_path(str(file), {"get_ipython": Shell})
     assert not calls  # rcp is here
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -160,7 +167,7 @@ assert answer in (..., 2)
 
 @pytest.fixture
 def tiny_course(tmp_path, monkeypatch):
-    (tmp_path / "99_tiny.py").write_text(SMALL)
+    (tmp_path / "99_tiny.py").write_text(SMALL, encoding="utf-8")
     monkeypatch.setattr(build, "HERE", tmp_path)
     return tmp_path
 
@@ -184,13 +191,14 @@ def test_the_solutions_have_setup_and_solution_and_no_stub(tiny_course):
 def test_the_public_address_stands_in_one_form_everywhere_and_can_be_set(tmp_path):
     for name in ("pyproject.toml", "README.md", "notebooks/00_quickstart.py", "notebooks/00_quickstart.ipynb"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     changed = build.set_address("someone/course-2", tmp_path)
     assert len(changed) == 4
+    old = re.search(r'Repository = "https://github.com/([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     for path in changed:
         text = path.read_text(encoding="utf-8")
-        assert "someone/course-2" in text and "-OWNER-" not in text
-    assert build.set_address("-OWNER-/rcp", tmp_path) == changed
+        assert "someone/course-2" in text and old not in text
+    assert build.set_address(old, tmp_path) == changed
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="owner/name"):
         build.set_address("no address", tmp_path)

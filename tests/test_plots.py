@@ -8,6 +8,7 @@ import pytest
 import rcp
 from rcp import plots, widgets
 
+
 @pytest.fixture(scope="module")
 def judged(tiny, category):
     detector = rcp.PatchCore(tiny, bank=rcp.BankSettings(coreset=0.1, folds=2)).fit(category.train)

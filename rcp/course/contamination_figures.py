@@ -36,8 +36,8 @@ def contamination_figure(found: Sequence[Trial]) -> Figure:
     for axes, group, title in ((panels[1], "same", "same kinds found (%)"), (panels[2], "other", "other kinds found (%)")):
         _over_shares(axes, found, (
             (f"found_{group}", plots.LIMIT, "o", "-", "limit as usual"),
-            (f"robust_found_{group}", "#009E73", "^", "--", "robust limit"),
-            (f"dropped_found_{group}", "#CC79A7", "D", "-.", "10 % dropped first"),
+            (f"robust_found_{group}", plots.GREEN, "^", "--", "robust limit"),
+            (f"dropped_found_{group}", plots.PINK, "D", "-.", "10 % dropped first"),
         ))  # fmt: skip
         axes.set_ylim(-4, 104)
         axes.set_title(title, fontsize=plots.TYPE)
@@ -56,7 +56,7 @@ def rows_figure(found: Sequence[Trial]) -> Figure:
     left.plot(shares, shares, "--", color=plots.LIMIT, lw=2, label="equal shares")
     left.set_title("rows from bad images (%)", fontsize=plots.TYPE)
     left.legend(fontsize=plots.TYPE - 2, frameon=False)
-    _over_shares(right, [trial for trial in found if trial.share], (("caught", "#CC79A7", "D", "-.", "caught"),))
+    _over_shares(right, [trial for trial in found if trial.share], (("caught", plots.PINK, "D", "-.", "caught"),))
     right.plot(shares[1:], [100 * min(1, DROPPED / share) for share in SHARES[1:]], "--", color=plots.LIMIT, lw=2, label="possible")
     right.set_ylim(0, 105)
     right.set_title("bad images among the dropped tenth (%)", fontsize=plots.TYPE)
@@ -97,7 +97,7 @@ def fade_figure(faded: Fade, count: int = -1, step: int = 0) -> Figure:
     right.set_xlabel("images of its kind in the memory", fontsize=plots.TYPE - 1)
     right.set_title("image score (L2 distance)", fontsize=plots.TYPE)
     right.legend(fontsize=plots.TYPE - 3, frameon=False, loc="lower left")
-    _plain(right)
+    plots.plain(right)
     return figure
 
 
@@ -149,7 +149,7 @@ def check_1(given: object) -> Outcome:
 
     ranks = threshold(torch.arange(1.0, 101.0), RATE).value  # the limit's rank among 100 scores
     return answer(
-        "5.1", given, takes(ranks),
+        "11.3", given, takes(ranks),
         "The limit is the 96th smallest of 100. With five bad images the 96th *is* a bad one: a quantile "
         "holds only while the share of bad images stays below the rate.",
         [
@@ -165,7 +165,7 @@ def check_1(given: object) -> Outcome:
 def check_2(given: object) -> Outcome:
     """Say why kinds of defect that are not in the training are found less often, too."""
     return choice(
-        "5.2", given,
+        "11.4", given,
         {
             "limit":
                 "Their AUROC hardly moves, so the order of the scores is as good as before; but bad images, held out, "
@@ -190,9 +190,4 @@ def _over_shares(axes: Axes, found: Sequence[Trial], lines: Sequence[tuple[str, 
         x = 100 * np.array(shares) + 0.25 * (k - (len(lines) - 1) / 2)
         axes.errorbar(x, means, deviations, fmt=mark, ls=style, color=colour, lw=2.5, ms=8, capsize=3, elinewidth=1.2, label=label)
     axes.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=plots.TYPE - 2)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.plain(axes)

@@ -20,9 +20,10 @@ from rcp.course import checks
 from rcp.distances import distances, squared_distances
 from rcp.head import Head
 from rcp.loss import loss_of_distances, pushed_share, relative_distances, relaxed_contrastive_loss
+from rcp.plots import GREEN, GREY, ORANGE
 from rcp.similarity import pseudo_labels
 
-BLUE, VERMILION, GREEN, ORANGE, GREY = plots.NORMAL, plots.ANOMALOUS, "#009E73", "#E69F00", "#777777"
+BLUE, VERMILION = plots.NORMAL, plots.ANOMALOUS
 
 
 # --- the two terms of Eq. 7 -----------------------------------------------------------------------
@@ -102,7 +103,7 @@ def _terms(axes: Axes, w: float, margin: float) -> float:
     axes.axvline(margin, color=GREY, lw=1)
     axes.text(margin + 0.03, 1.9, "m", color=GREY, fontsize=plots.TYPE - 2)
     axes.set(ylim=(-0.1, 2.4), xlim=(-0.05, 2.05))
-    plain(axes)
+    plots.plain(axes)
     return low
 
 
@@ -143,7 +144,7 @@ def margin_figure(delta: Tensor, said: str, margins: Sequence[float] = (0.1, 0.5
     right.set_xlabel("margin m", fontsize=plots.TYPE)
     right.set_ylabel("pushed pairs in %", fontsize=plots.TYPE)
     for axes in (left, right):
-        plain(axes)
+        plots.plain(axes)
     return figure
 
 
@@ -169,7 +170,7 @@ def margin_explorer(delta: Tensor) -> widgets.Explorer:
         axes.set_ylabel("density of pairs", fontsize=plots.TYPE - 1)
         axes.legend(fontsize=plots.TYPE - 2, frameon=False, loc="upper left")
         axes.set_xlim(0, 2)
-        plain(axes)
+        plots.plain(axes)
         return figure
 
     def click(touch: widgets.Touch, values: widgets.Values) -> widgets.Values:
@@ -254,7 +255,7 @@ def teacher_figure() -> Figure:
     for axes in (once, often):
         axes.set_xlabel("step", fontsize=plots.TYPE)
         axes.legend(fontsize=plots.TYPE - 2, frameon=False, loc="upper left" if axes is once else "upper right")
-        plain(axes)
+        plots.plain(axes)
     return figure
 
 
@@ -278,7 +279,7 @@ def teacher_explorer(steps: int = 400) -> widgets.Explorer:
         axes.set_ylabel("weight", fontsize=plots.TYPE - 1)
         axes.set_ylim(-0.05, 1.3)
         axes.legend(fontsize=plots.TYPE - 2, frameon=False, ncols=2, loc="upper right")
-        plain(axes)
+        plots.plain(axes)
         return figure
 
     controls = {
@@ -375,11 +376,6 @@ def check_4(given: Any, momentum: float = 0.999) -> checks.Outcome:
 
 # --- small things ---------------------------------------------------------------------------------
 
-
-def plain(axes: Axes) -> None:
-    """Take the frame's upper and right side away, and set the size of the numbers."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=plots.TYPE - 3)
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:

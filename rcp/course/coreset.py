@@ -21,10 +21,9 @@ from rcp import plots, widgets
 from rcp.coreset import Coreset, coreset_size, covering_radius, greedy_coreset
 from rcp.course import checks
 from rcp.distances import distances
-from rcp.plots import ANOMALOUS, LIMIT, NORMAL, TYPE
+from rcp.plots import ANOMALOUS, GREEN, LIMIT, NORMAL, ORANGE, PINK, TYPE
 
 MOST = 24  # picks of the toy that the explorers go up to
-GREEN, ORANGE, PINK = "#009E73", "#E69F00", "#CC79A7"
 STYLES = {  # method → colour, marker, line
     "random": (ORANGE, "s", ":"),
     "greedy": (NORMAL, "o", "-"),
@@ -51,7 +50,7 @@ def kmeans(rows: Tensor, k: int, seed: int, passes: int = 10) -> Tensor:
     """Return the centres of k-means, as faiss computes them: each is the mean of the rows that are nearest to it.
 
     Args:
-        rows: (N, D) floating point; at most 64 rows per centre are used.
+        rows: (N, D) floating point; all are used.
         k: how many centres.
         seed: which rows it begins with.
         passes: how often rows are assigned and means taken.
@@ -61,7 +60,7 @@ def kmeans(rows: Tensor, k: int, seed: int, passes: int = 10) -> Tensor:
     """
     import faiss  # here and not above: on macOS it and torch each bring an OpenMP
 
-    learner = faiss.Kmeans(rows.shape[1], k, niter=passes, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64)
+    learner = faiss.Kmeans(rows.shape[1], k, niter=passes, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(rows))
     learner.train(rows.float().contiguous().numpy())
     return torch.from_numpy(learner.centroids)
 
@@ -137,7 +136,7 @@ def step_figure(points: Tensor, coreset: Coreset, picks: int, discs: str = FULL)
     right.set_xlabel("picks", fontsize=TYPE - 1)
     right.set_ylabel("covering radius", fontsize=TYPE - 1)
     right.legend(fontsize=TYPE - 2, frameon=False)
-    _plain(right)
+    plots.plain(right)
     return figure
 
 
@@ -212,7 +211,7 @@ def factor_figure(ratios: np.ndarray) -> Figure:
     axes.set_xlabel("greedy's radius / best radius of all subsets", fontsize=TYPE - 1)
     axes.set_ylabel("toys and starts", fontsize=TYPE - 1)
     axes.set_xlim(0.98, 2.03)
-    _plain(axes)
+    plots.plain(axes)
     return figure
 
 
@@ -274,7 +273,7 @@ def check_1(given: Callable[[Tensor, list[int]], int]) -> checks.Outcome:
         (_step(lambda d: d.amax(1), "plain"), f"{farthest} the *largest* distance. {least}"),
     ]
     because = "The minimum over the picks says how well a row is covered; the argmax of these takes the worst."
-    return checks.function("1.1", given, _next, cases, because, mistakes)
+    return checks.function("4.1", given, _next, cases, because, mistakes)
 
 
 def check_2(given: Callable[[Tensor, int, int], list[int]]) -> checks.Outcome:
@@ -289,7 +288,7 @@ def check_2(given: Callable[[Tensor, int, int], list[int]]) -> checks.Outcome:
         (lambda x, start, size: _picks(x, 0, size), "your picks begin at row 0, whatever the start."),
     ]  # fmt: skip
     because = "The start is a normal patch like the others, and as long as it is kept, it covers its neighbours."
-    return checks.function("1.2", given, _picks, cases, because, mistakes)
+    return checks.function("4.2", given, _picks, cases, because, mistakes)
 
 
 def check_3(given: str) -> checks.Outcome:
@@ -302,26 +301,29 @@ def check_3(given: str) -> checks.Outcome:
         "all": "two of the three go by how *often* a patch occurs, and that changes.",
         "none": "for one of the three, a copy at distance 0 changes nothing. Which one looks only at the farthest row?",
     }  # fmt: skip
-    return checks.choice("4.1", given, options, "greedy")
+    return checks.choice("4.3", given, options, "greedy")
 
 
 def check_4(given: Sequence[float]) -> checks.Outcome:
-    """Return whether rows and megabytes of a memory are right: 209 images, 784 patches, 1 %, 1536 numbers in float32."""
-    n, width, unit = 209 * 784, 1536, 4 / 1e6
-    m = coreset_size(n, 0.01)
-    each = 209 * coreset_size(784, 0.01)
+    """Return whether rows and megabytes (to 1 %) of a memory are right: 280 images, 40 × 40 patches, 1 %, 1536 float32."""
+    n, width, unit = 280 * 40 * 40, 1536, 4 / 1e6
+    m, small = coreset_size(n, 0.01), coreset_size(280 * 28 * 28, 0.01)
     mistakes = [
         ([m, m * width / 1e6], "every number takes 4 bytes in float32."),
         ([m, m * 128 * unit], "the projection is only for *picking*; the memory keeps the rows themselves: 1536 numbers."),
         ([m, n * width * unit], "these are the bytes of *all* rows; the memory keeps 1 % of them."),
-        ([m + 1, (m + 1) * width * unit], "the share is rounded down: 1638.56 becomes 1638."),
-        ([each, each * width * unit], "1 % of all rows together, not of every image: the picks are not shared out evenly."),
+        ([n, n * width * unit], "this is *every* row; the memory keeps 1 % of them."),
+        ([small, small * width * unit], "28 × 28 patches are those of 224 pixels; at 320 pixels there are 40 × 40."),
         ([m, m * width * 4], "that is in bytes; the question was for megabytes (10^6 bytes)."),
         ([m, m * width * 4 / 2**20], "a megabyte has 10^6 bytes here; 2^20 bytes are a mebibyte."),
     ]
     because = f"{n:,} rows, of which {m:,} stay: {m * width * unit:.2f} MB instead of {n * width * unit:,.0f} MB."
-    hint = "give two numbers: [rows, megabytes]."
-    return checks.answer("8.1", given, [m, m * width * unit], because, mistakes, tolerance=1e-5, hint=hint)
+    hint = "give two numbers, [rows, megabytes]; megabytes are rows × 1536 × 4 / 10⁶."
+    right = [m, m * width * unit]
+    for rows, size in (right, *(wrong for wrong, _ in mistakes)):  # megabytes may be rounded, rows may not
+        if checks.same(given, [rows, size], 0.01) and given[0] == rows and abs(given[1] - size) <= 0.01 * size:
+            given = [rows, size]
+    return checks.answer("4.4", given, right, because, mistakes, tolerance=1e-5, hint=hint)
 
 
 # What the above share
@@ -390,8 +392,3 @@ def _stage(axes: Axes, points: Tensor) -> None:
     low, high = (points.amin(0) - 0.8).tolist(), (points.amax(0) + 0.8).tolist()
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_color("#cccccc")
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=TYPE - 2)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from rcp import plots, widgets
 from rcp.coreset import Coreset, projected, projection_matrix
-from rcp.course.coreset import ORANGE, STYLES
+from rcp.course.coreset import STYLES
 from rcp.distances import distances
 from rcp.features import PatchFeatures
 from rcp.images import Geometry, read_image
-from rcp.plots import ANOMALOUS, LIMIT, NORMAL, TYPE
+from rcp.plots import ANOMALOUS, LIMIT, NORMAL, ORANGE, TYPE
 
 SIDE = 40  # pixels of a crop
 OUTSIDE = 255  # what a crop shows beyond the picture: white
@@ -87,7 +87,7 @@ def coverage_figure(shares: Sequence[float], curves: Curves) -> Figure:
         axes.set_title(title, fontsize=TYPE)
         axes.set_xlabel("rows kept, %", fontsize=TYPE - 1)
         axes.set_ylabel("L2 distance to the nearest centre", fontsize=TYPE - 1)
-        _plain(axes)
+        plots.plain(axes)
         axes.legend(fontsize=TYPE - 3, frameon=False, loc="lower left")
     return figure
 
@@ -171,7 +171,7 @@ def pick_figure(features: PatchFeatures, coreset: Coreset, pick: int) -> Figure:
     right.set_title(f"r = {radii[pick - 1]:.1f} after it", fontsize=TYPE)
     right.set_xlabel("picks", fontsize=TYPE - 1)
     right.set_ylabel("covering radius", fontsize=TYPE - 1)
-    _plain(right)
+    plots.plain(right)
     return figure
 
 
@@ -228,7 +228,7 @@ def detection_figure(aurocs: Mapping[str, Sequence[float]], scores: Mapping[str,
     right.set_xlabel("L2 distance of the worst patch", fontsize=TYPE - 1)
     right.legend(fontsize=TYPE - 2, frameon=False, ncols=2, loc="upper right")
     for axes in (left, right):
-        _plain(axes)
+        plots.plain(axes)
     return figure
 
 
@@ -289,7 +289,7 @@ def bounds_figure(points: Tensor, picks: Sequence[int], log: Sequence[tuple[list
     axes.set_ylabel("distance to the\nnearest pick", fontsize=TYPE - 1)
     axes.set_ylim(-0.09 * bounds.max(), bounds.max() * 1.08)
     axes.legend(fontsize=TYPE - 2, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
-    _plain(axes)
+    plots.plain(axes)
     return figure
 
 
@@ -318,7 +318,7 @@ def met_figure(met: np.ndarray, size: int) -> Figure:
     axes.set_xlabel("centres that a row was compared with", fontsize=TYPE - 1)
     axes.set_ylabel("rows", fontsize=TYPE - 1)
     axes.legend(fontsize=TYPE - 2, frameon=False)
-    _plain(axes)
+    plots.plain(axes)
     return figure
 
 
@@ -356,7 +356,7 @@ def projection_figure(ratios: Mapping[int, np.ndarray]) -> Figure:
         axes.set_title(f"{dimension} dimensions: {measured}\n(theory: {theory})", fontsize=TYPE)
         axes.set_xlabel("projected / true distance", fontsize=TYPE - 1)
         axes.set(yticks=[], xlim=(0, 2))
-        _plain(axes)
+        plots.plain(axes)
         axes.spines["left"].set_visible(False)
     return figure
 
@@ -377,8 +377,3 @@ def _show(axes: Axes, pixels: np.ndarray) -> None:
     axes.imshow(pixels)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=TYPE - 2)

@@ -26,8 +26,8 @@ from rcp.evaluation import Result
 from rcp.images import read_image, read_mask
 from rcp.scoring import modified_z_score
 
-COLOURS, STYLES = ("#0072B2", "#E69F00", "#009E73"), (":", "--", "-.")
-MEAN, Z = "#CC79A7", plots.LIMIT  # of the raw mean and of the mean z-score
+COLOURS, STYLES = (plots.NORMAL, plots.ORANGE, plots.GREEN), (":", "--", "-.")
+MEAN, Z = plots.PINK, plots.LIMIT  # of the raw mean and of the mean z-score
 WAYS = {"raw": "raw distances", "z": "modified z-scores", "rank": "ranks among the test images"}
 FACTORS = np.logspace(-2, 2, 81)
 Parts = Mapping[str, tuple[Tensor, Calibration]]  # name → (image scores of the test images, held-out normals)
@@ -141,7 +141,7 @@ def illusion_figure(parts: Mapping[str, Sequence[Tensor]]) -> Figure:
     figure = plots.new_figure(12, 4.8)
     axes = figure.subplots()
     for m, columns in enumerate(parts.values()):
-        for k, (scores, colour, mark) in enumerate(zip(columns, ("#56B4E9", plots.NORMAL, "#009E73"), "vo^", strict=True)):
+        for k, (scores, colour, mark) in enumerate(zip(columns, (plots.SKY, plots.NORMAL, plots.GREEN), "vo^", strict=True)):
             x = 4 * m + k + np.linspace(-0.28, 0.28, len(scores))
             axes.plot(x, scores.numpy(), mark, color=colour, ms=5, alpha=0.6, label=None if m else kinds[k])
             middle = float(np.median(scores))
@@ -268,7 +268,7 @@ def gains_figure(rows: Sequence[Row], metric: str = "image_auroc") -> Figure:
     systems = [system for system in SYSTEMS if any(row.detector == system for row in rows)]
     figure = plots.new_figure(12, 5)
     axes = figure.subplots()
-    colours = dict(zip(SYSTEMS, ("#56B4E9", "#E69F00", "#009E73", MEAN, Z), strict=True))
+    colours = dict(zip(SYSTEMS, (plots.SKY, plots.ORANGE, plots.GREEN, MEAN, Z), strict=True))
     marks = dict(zip(SYSTEMS, "oDs^*", strict=True))
     step = len(systems) + 1.5
     for c, name in enumerate(names):

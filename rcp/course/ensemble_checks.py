@@ -19,7 +19,7 @@ def check_1(given: object) -> Outcome:
     centre, mad = float(np.median(numbers)), robust(numbers)[1] / 1.4826
     mean_deviation = float(np.abs(numbers - centre).mean())
     return answer(
-        "3.1", given, float(modified_z_score(torch.tensor(12.0), centre, mad)),
+        "6.1", given, float(modified_z_score(torch.tensor(12.0), centre, mad)),
         "12 lies well above the median; the usual z would even call it lower than average.",
         [
             ((12 - numbers.mean()) / numbers.std(ddof=1),
@@ -55,7 +55,7 @@ def check_2(given: object) -> Outcome:
         return (scores - centre) / (1.4826 * (normal - centre).abs().mean())
 
     return function(
-        "3.2", given, right, cases, "Only `normal` sets centre and width; the scores that are judged have no say in it.",
+        "6.2", given, right, cases, "Only `normal` sets centre and width; the scores that are judged have no say in it.",
         [
             (lambda scores, normal: right(scores, scores),
                 ("median and MAD come from the very scores that are judged. Half of them then lie below 0 whatever "
@@ -76,7 +76,7 @@ def check_3(given: object) -> Outcome:
     found = {system: mean_over_categories(system) for system in SYSTEMS}
     best = max(backbone_means())
     return answer(
-        "6.1", given, (found[SEEDS] - found[ONE]) / (found[MEAN_Z] - found[ONE]),
+        "6.3", given, (found[SEEDS] - found[ONE]) / (found[MEAN_Z] - found[ONE]),
         "Much of what looks like a gain by different backbones comes with any averaging: the coreset is drawn "
         "at random, and its noise averages out.",
         [

@@ -33,7 +33,7 @@ def _memberships(d: Tensor, sigma: float) -> Tensor:
 def check_1(given: Callable[[Tensor, float], Tensor]) -> checks.Outcome:
     """Check exercise 1.1: memberships of a point's neighbours."""
     return checks.function(
-        "1.1", given, _memberships, MEMBERSHIP_CASES,
+        "9.1", given, _memberships, MEMBERSHIP_CASES,
         "The nearest neighbour has membership 1 whatever its distance: here the scale of the data is forgotten.",
         [
             (lambda d, s: torch.exp(-d[1:] / s), "ρ is missing: the nearest neighbour must come out as 1, not less."),
@@ -52,7 +52,7 @@ def check_1(given: Callable[[Tensor, float], Tensor]) -> checks.Outcome:
 
 def check_2(given: str) -> checks.Outcome:
     """Check exercise 2.1: what the picture of three clouds says."""
-    return checks.choice("2.1", given, {
+    return checks.choice("9.2", given, {
         "a": "sizes are not kept: every cloud is drawn so that near neighbours lie about equally far; C, four "
              "times as wide in truth, is drawn about as wide as A.",
         "b": "distances between groups are not kept: C is five times as far from A as B is; the picture hides it.",
@@ -68,7 +68,7 @@ def check_3(given: Callable[[Tensor, Tensor, int], float]) -> checks.Outcome:
         return float((groups[near] == groups[:, None]).double().mean())
 
     return checks.function(
-        "3.1", given, agreement_of, AGREEMENT_CASES,
+        "9.3", given, agreement_of, AGREEMENT_CASES,
         "It is a number of the feature space, not of the picture, and has no unit: 1 is 'only my own kind'.",
         [
             (lambda d, g, k: same_share(d.topk(k, largest=False).indices, g),
@@ -86,7 +86,7 @@ def check_4(given: float) -> checks.Outcome:
     n, a = DPRIME_NORMAL, DPRIME_ABNORMAL
     gap = a.mean() - n.mean()
     return checks.answer(
-        "5.1", given, dprime(np.repeat([0, 1], 4), np.concatenate([n, a])),
+        "9.4", given, dprime(np.repeat([0, 1], 4), np.concatenate([n, a])),
         "The means are 8 apart, the mean of the two variances is 4, its root 2.",
         [
             (gap / sqrt((a.var(ddof=1) + n.var(ddof=1)) / 2),

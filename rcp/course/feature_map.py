@@ -25,7 +25,7 @@ from rcp.images import Geometry, read_image
 from rcp.memory import nearest_neighbours
 
 POSITIONS = ((9, 14), (15, 15), (10, 16), (16, 17))  # of the paper's Figure 3, read as (row, column) of a 28×28 grid
-MARKS = ((plots.NORMAL, "o"), (plots.ANOMALOUS, "s"), ("#009E73", "^"), ("#CC79A7", "D"))  # colour and shape of a group
+MARKS = ((plots.NORMAL, "o"), (plots.ANOMALOUS, "s"), (plots.GREEN, "^"), (plots.PINK, "D"))  # colour and shape of a group
 TYPE = plots.TYPE
 
 # Numbers that go with the pictures
@@ -350,12 +350,6 @@ def without_unit(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_color("#BBBBBB")
 
-
-def bare(axes: Axes) -> None:
-    """Take ticks and frame away, as images have them."""
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from rcp import plots, widgets
 from rcp.course.feature_map import (
     MARKS,
-    bare,
     crop,
     group_legend,
     name_axes,
@@ -87,7 +86,7 @@ def positions_figure(
     whole = figure.add_subplot(layout[:, :4])
     whole.imshow(seen[0])
     whole.set_title("(row, column) on the patch grid", fontsize=TYPE)
-    bare(whole)
+    plots.bare(whole)
     for line, ((row, column), (colour, marker)) in enumerate(zip(positions(*grid), MARKS, strict=True)):
         y, x = patch_centre(row, column, grid, seen[0].shape)
         whole.plot(x, y, marker, ms=12, color=colour, markeredgecolor="white", markeredgewidth=2)
@@ -164,7 +163,7 @@ def score_figure(crowd: Crowd, title: str, view: tuple | None = None, chosen: in
             some = crowd.defective == flag
             shown = axes.scatter(*xy[some].T, c=crowd.scores[some], marker=marker, s=40, **colours)
         if chosen is not None:
-            axes.plot(*xy[chosen], "o", ms=20, mfc="none", mec="#56B4E9", mew=3)
+            axes.plot(*xy[chosen], "o", ms=20, mfc="none", mec=plots.SKY, mew=3)
     without_unit(panels[0])
     panels[0].set_title("UMAP of memory and test patches", fontsize=TYPE)
     panels[1].set_title(title, fontsize=TYPE)
@@ -178,10 +177,10 @@ def score_figure(crowd: Crowd, title: str, view: tuple | None = None, chosen: in
         image, (y, x), (dy, dx), words = view
         panels[2].imshow(image)
         panels[2].plot(
-            [x - dx, x + dx, x + dx, x - dx, x - dx], [y - dy, y - dy, y + dy, y + dy, y - dy], color="#56B4E9", lw=4
+            [x - dx, x + dx, x + dx, x - dx, x - dx], [y - dy, y - dy, y + dy, y + dy, y - dy], color=plots.SKY, lw=4
         )
         panels[2].set_title(words, fontsize=TYPE - 1)
-        bare(panels[2])
+        plots.bare(panels[2])
     return figure
 
 
@@ -342,7 +341,7 @@ def _photo(axes: Axes, test: Split, result: Result, mask: np.ndarray, i: int) ->
     axes.imshow(result.scores.geometry.apply(read_image(test[result.scores.indices[i]].path)))
     axes.set_title(result.defects[i].replace("_", " "), fontsize=TYPE)
     _contour(axes, mask, 0.5, plots.CONTOUR, "solid")
-    bare(axes)
+    plots.bare(axes)
 
 
 def _judged_map(axes: Axes, judged: Judged, mask: np.ndarray, i: int, factor: float) -> AxesImage:
@@ -354,7 +353,7 @@ def _judged_map(axes: Axes, judged: Judged, mask: np.ndarray, i: int, factor: fl
     _contour(axes, heat, factor * threshold, "white", "dashed")
     y, x = peaks(heat[None])[0]
     axes.plot(x, y, "X", ms=12, color="white", mec="black", mew=1.5)
-    bare(axes)
+    plots.bare(axes)
     return drawn
 
 

@@ -21,9 +21,9 @@ from rcp.course.learning_runs import EQUAL, METRICS, PERCENT, TRAINED, Point, su
 from rcp.memory import nearest_neighbours
 from rcp.scoring import Threshold, threshold
 
-STYLE = {PERCENT: (plots.NORMAL, "o", "-"), EQUAL: ("#E69F00", "s", "--"), TRAINED: ("#CC79A7", "^", "-.")}
+STYLE = {PERCENT: (plots.NORMAL, "o", "-"), EQUAL: (plots.ORANGE, "s", "--"), TRAINED: (plots.PINK, "^", "-.")}
 RATES = (0.05, 0.01)
-CATEGORY_STYLE = (("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+CATEGORY_STYLE = ((plots.NORMAL, "o", "-"), (plots.ORANGE, "s", "--"), (plots.GREEN, "^", "-."), (plots.PINK, "D", ":"))
 
 
 def limit_of(images: int, rate: float) -> Threshold | None:
@@ -75,7 +75,7 @@ def toy_figure(n: int = 8, x: float = 1.25, y: float = 0.6, copied: bool = False
     _counts_axis(right, counts, "good points in the memory")
     right.legend(fontsize=plots.TYPE - 2, frameon=False)
     for axes in (left, right):
-        _plain(axes)
+        plots.plain(axes)
     return figure
 
 
@@ -103,7 +103,7 @@ def curves_figure(points: Sequence[Point]) -> Figure:
             _curve(axes, cells, *STYLE[system], system)
         _counts_axis(axes, [n for n, _, _ in cells], "good images")
         axes.set_ylabel(f"{METRICS[metric]} (%)", fontsize=plots.TYPE)
-        _plain(axes)
+        plots.plain(axes)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=plots.TYPE - 1, frameon=False)
     return figure
@@ -120,7 +120,7 @@ def categories_figure(points: Sequence[Point], metric: str = "image_auroc", syst
             _curve(axes, cells, *style, category)
         _counts_axis(axes, [n for n, _, _ in cells], "good images")
         axes.set_title(system.replace(", ", "\n"), fontsize=plots.TYPE)
-        _plain(axes)
+        plots.plain(axes)
     panels[0].set_ylabel(f"{METRICS[metric]} (%)", fontsize=plots.TYPE)
     panels[-1].legend(fontsize=plots.TYPE - 1, frameon=False, loc="lower right")
     return figure
@@ -161,7 +161,7 @@ def limit_figure(images: int = 64, rate: float = 0.05) -> Figure:
     axes.set_ylabel("false alarms (%)", fontsize=plots.TYPE)
     axes.set_title(found, fontsize=plots.TYPE)
     axes.legend(fontsize=plots.TYPE - 2, frameon=False, loc="upper right")
-    _plain(axes)
+    plots.plain(axes)
     return figure
 
 
@@ -191,7 +191,7 @@ def check_1(given: object) -> Outcome:
         return next(n for n in range(1, 10_000) if limit_of(n, rate) is not None)
 
     return function(
-        "4.1", given, right, [(0.05,), (0.01,), (0.2,), (0.3,), (0.002,)],
+        "11.2", given, right, [(0.05,), (0.01,), (0.2,), (0.3,), (0.002,)],
         "With n images the highest score is exceeded by a new good one with probability 1 / (n + 1): so 0.05 "
         "takes 19, 0.01 takes 99.",
         [
@@ -214,7 +214,7 @@ def check_1(given: object) -> Outcome:
 def check_2(given: object) -> Outcome:
     """Say why few images with all their rows may beat few images with 1 % of them."""
     return choice(
-        "2.1", given,
+        "11.1", given,
         {
             "rows":
                 "The images are the same, only the memory is larger: what was missing were rows, not photographs. "
@@ -240,8 +240,3 @@ def _counts_axis(axes: Axes, counts: Sequence[int], label: str) -> None:
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label, fontsize=plots.TYPE)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=plots.TYPE - 2)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rcp import metrics, plots, widgets
 from rcp.course import checks
-from rcp.course.scoring import ANSWER, ASKED, GREEN, ORANGE, SKY, bare, caption
+from rcp.course.scoring import ANSWER, ASKED, caption
 from rcp.images import Geometry
-from rcp.plots import ANOMALOUS, CONTOUR, HEAT, LIMIT, NORMAL, TYPE
+from rcp.plots import ANOMALOUS, CONTOUR, GREEN, HEAT, LIMIT, NORMAL, ORANGE, SKY, TYPE
 from rcp.scoring import Threshold, threshold
 
 CLASSES = ((0, "normal", NORMAL, "o"), (1, "anomalous", ANOMALOUS, "^"))
@@ -31,18 +31,19 @@ def squared_figure(rooted: Tensor, squared: Tensor, name: str) -> Figure:
     """Return the map of distances beside the map of squared distances, and both along the row of the maximum.
 
     Args:
-        rooted, squared: (h, w) maps of one image, drawn from 0 to their maximum.
+        rooted, squared: (h, w) maps of one image, drawn as shares of their maxima.
         name: of the image.
     """
     figure = plots.new_figure(12, 4)
     *panels, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.5])
     row = int(rooted.flatten().argmax()) // rooted.shape[1]
     for axes, values, title, (colour, line) in zip(panels, (rooted, squared), ("L2", "squared L2"), (ANSWER, ASKED), strict=True):
-        axes.imshow(values.numpy(), cmap=HEAT, vmin=0, vmax=float(values.max()))
+        drawn = axes.imshow((values / values.max()).numpy(), cmap=HEAT, vmin=0, vmax=1)
         axes.axhline(row, color="white", lw=1.5, ls=":")
         axes.set_title(f"{name}, {title}", fontsize=TYPE)
-        bare(axes)
+        plots.bare(axes)
         right.plot((values[row] / values.max()).numpy(), line, color=colour, lw=2.5, label=title)
+    figure.colorbar(drawn, ax=panels, shrink=0.8, pad=0.01).set_label("share of the map's maximum", fontsize=TYPE - 2)
     right.set_ylim(0, 1.05)
     caption(right, "pixel along the dotted line", "share of the map's maximum", "squaring hides what is not the peak")
     right.legend(fontsize=TYPE - 2, frameon=False)
@@ -179,7 +180,7 @@ def regions_figure(mask: np.ndarray, heat: np.ndarray, curve: np.ndarray, limit:
     regions, count = ndimage.label(mask, np.ones((3, 3)))
     for region in range(1, count + 1):
         left.contour(regions == region, levels=[0.5], colors=[CONTOUR], linewidths=2.5)
-    bare(left)
+    plots.bare(left)
     shares = [100 * flagged[regions == region].mean() for region in range(1, count + 1)]
     left.set_title("found: " + ", ".join(f"region {i} {share:.0f} %" for i, share in enumerate(shares, 1)), fontsize=TYPE)
     draw_pro(right, curve, "-", NORMAL, "mean over regions")
@@ -344,7 +345,7 @@ def _rates(axes: Axes, n: int) -> None:
 
 
 def check_2(given: Any) -> checks.Outcome:
-    """Exercise 6.1: the AUROC of six scores with a tie."""
+    """Exercise 5.2: the AUROC of six scores with a tie."""
     labels, scores = np.array([1, 0, 1, 0, 1, 0]), np.array([6, 5, 4, 4, 3, 2])
     differences = scores[labels == 1][:, None] - scores[labels == 0]
     above, ties, pairs = int((differences > 0).sum()), int((differences == 0).sum()), differences.size
@@ -360,11 +361,11 @@ def check_2(given: Any) -> checks.Outcome:
         ((above + ties / 2) / (len(labels) * (len(labels) - 1) / 2), every),
     ]
     because = f"{above} pairs in order and {ties} tie, of {pairs}: ({above} + ½) / {pairs}."
-    return checks.answer("6.1", given, right, because, mistakes, hint="list the 3 · 3 pairs of one anomalous and one normal score.")
+    return checks.answer("5.2", given, right, because, mistakes, hint="list the 3 · 3 pairs of one anomalous and one normal score.")
 
 
 def check_3(given: Any) -> checks.Outcome:
-    """Exercise 8.1: the share of positions at which nearest neighbour makes a 3 × 3 defect vanish."""
+    """Exercise 5.3: the share of positions at which nearest neighbour makes a 3 × 3 defect vanish."""
     gone = 0
     for row in range(4):
         for column in range(4):
@@ -379,21 +380,21 @@ def check_3(given: Any) -> checks.Outcome:
         (gone, "these are the positions, of 16; give the share."),
     ]
     because = "A side of 3 covers a sample in 3 of 4 positions, both sides in 9 of 16. On average the area is right, but no single one is."
-    return checks.answer("8.1", given, gone / 16, because, mistakes, hint="try the 4 positions along one axis first.")
+    return checks.answer("5.3", given, gone / 16, because, mistakes, hint="try the 4 positions along one axis first.")
 
 
 def check_4(given: Any) -> checks.Outcome:
-    """Exercise 9.1: the rank of the limit among 64 held-out scores, for 5 % false alarms."""
-    n, rate = 64, 0.05
+    """Exercise 5.4: the rank of the limit among 209 held-out scores, for 2 % false alarms."""
+    n, rate = 209, 0.02
     right = int(threshold(torch.arange(1.0, n + 1), rate).value)
-    low = "Either way 4 of the 65 places lie above it: 6.2 %, more than asked for."
+    low = "Either way 5 of the 210 places lie above it: 2.4 %, more than asked for."
     mistakes = [
-        (61, f"61 is ⌈n·(1-rate)⌉, without the +1 for the new image, or ⌊(n+1)·(1-rate)⌋, rounded down. {low}"),
-        (60, "60 is ⌊n·(1-rate)⌋: the new image takes one of n+1 places, and rounding down allows too many above."),
-        (61.75, "this is (n+1)·(1-rate); a rank is a whole number. Round it up, so that the rate is at most 5 %."),
-        (60.8, "this is n·(1-rate); the new image takes one of n+1 places, and a rank is a whole number."),
+        (205, f"205 is ⌈n·(1-rate)⌉, without the +1 for the new image, or ⌊(n+1)·(1-rate)⌋, rounded down. {low}"),
+        (204, "204 is ⌊n·(1-rate)⌋: the new image takes one of n+1 places, and rounding down allows too many above."),
+        (205.8, "this is (n+1)·(1-rate); a rank is a whole number. Round it up, so that the rate is at most 2 %."),
+        (204.82, "this is n·(1-rate); the new image takes one of n+1 places, and a rank is a whole number."),
         (n + 1 - right, "this counts from the largest; the rank is counted from the smallest."),
-        (n, "above the largest of all 1/65 = 1.5 % is expected; 5 % allows a lower limit, which finds more."),
+        (n, "above the largest of all 1/210 = 0.5 % is expected; 2 % allows a lower limit, which finds more."),
     ]
-    because = f"⌈65 · 0.95⌉ = {right}: 3 of the 65 places lie above it, 3/65 = 4.6 %, and that is at most 5 %."
-    return checks.answer("9.1", given, right, because, mistakes, tolerance=1e-6, hint="the new image is equally likely to take each of the 65 places.")
+    because = f"⌈210 · 0.98⌉ = {right}: 4 of the 210 places lie above it, 4/210 = 1.9 %, and that is at most 2 %."
+    return checks.answer("5.4", given, right, because, mistakes, tolerance=1e-6, hint="the new image is equally likely to take each of the 210 places.")

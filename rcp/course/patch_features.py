@@ -162,13 +162,13 @@ class Look:
     Attributes:
         name: of the setting.
         image: image AUROC, one a seed.
-        pixel: pixel AUROC of the first seed, nan without masks.
+        pixel: pixel AUROC, one a seed; nan without masks.
         kinds: defect → AUROC against the good images, mean over the seeds.
     """
 
     name: str
     image: Sequence[float]
-    pixel: float
+    pixel: Sequence[float]
     kinds: dict[str, float]
 
 
@@ -186,15 +186,17 @@ def look_at(name: str, grids: Sequence[Tensor], test: Split, truth: np.ndarray |
         test: the n images.
         truth: their masks, of `masks`.
     """
-    defects, kinds, image = np.array(test.defects), {}, []
-    for scores in (scoring.image_scores(each).numpy() for each in grids):
+    defects, kinds, image, pixel = np.array(test.defects), {}, [], []
+    for each in grids:
+        scores = scoring.image_scores(each).numpy()
         image.append(metrics.auroc(test.labels, scores))
         for kind in sorted(set(test.defects) - {"good"}):
             own = (defects == kind) | (defects == "good")
             kinds.setdefault(kind, []).append(metrics.auroc(test.labels[own], scores[own]))
-    pixel = float("nan")
-    if truth is not None:
-        pixel = metrics.auroc(truth.ravel(), scoring.pixel_maps(grids[0], truth.shape[1:]).numpy().ravel())
+        if truth is None:
+            pixel.append(float("nan"))
+        else:
+            pixel.append(metrics.auroc(truth.ravel(), scoring.pixel_maps(each, truth.shape[1:]).numpy().ravel()))
     return Look(name, image, pixel, {kind: float(np.mean(values)) for kind, values in kinds.items()})
 
 
@@ -208,14 +210,17 @@ def look_figure(looks: Sequence[Look], title: str) -> Figure:
     figure = plots.new_figure(12, 0.55 * len(looks) + 2.3)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1, 1.25])
     at, names = np.arange(len(looks)), [look.name for look in looks]
-    means = [100 * float(np.mean(look.image)) for look in looks]
-    spread = [100 * float(np.std(look.image, ddof=1)) if len(look.image) > 1 else 0.0 for look in looks]
-    left.errorbar(
-        means, at, xerr=spread, fmt="o", color=plots.NORMAL, ms=10, capsize=5, lw=2.5, label="image AUROC ± sd"
-    )
-    left.plot(
-        [100 * look.pixel for look in looks], at, "D", mfc="none", mec=plots.ANOMALOUS, mew=2, ms=9, label="pixel AUROC"
-    )
+    for values, shift, style in (  # one above the other, as they may lie at the same place
+        ([look.image for look in looks], -0.14, {"fmt": "o", "color": plots.NORMAL, "label": "image AUROC ± sd"}),
+        (
+            [look.pixel for look in looks],
+            0.14,
+            {"fmt": "D", "color": plots.ANOMALOUS, "mfc": "white", "mew": 2, "label": "pixel AUROC ± sd"},
+        ),
+    ):
+        means = [100 * float(np.mean(seeds)) for seeds in values]
+        spread = [100 * float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0 for seeds in values]
+        left.errorbar(means, at + shift, xerr=spread, ms=9, capsize=5, lw=2.5, **style)
     left.set_yticks(at, names, fontsize=TYPE - 1)
     left.set_xlabel("%", fontsize=TYPE - 1)
     left.set_xlim(right=101)
@@ -289,7 +294,7 @@ def check_1(given: Any) -> checks.Outcome:
 
 
 def check_2(given: Callable[..., Any]) -> checks.Outcome:
-    """Return what the answer to exercise 3.1 says: a function (grid, row, column, s) → mean of the s×s neighbourhood."""
+    """Return what the answer to exercise 1.2 says: a function (grid, row, column, s) → mean of the s×s neighbourhood."""
     grid = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) + 3  # far from 0: padding shows
     cases = [(grid, 2, 3, 3), (grid, 0, 0, 3), (grid, 3, 0, 3), (grid, 1, 4, 5)]
     mistakes = (
@@ -310,41 +315,41 @@ def check_2(given: Callable[..., Any]) -> checks.Outcome:
     )
     because = "Near the border the mean is pulled towards zero, the same way in every image."
     return checks.function(
-        "3.1", given, _average, cases, because, mistakes, hint="Is the window centred, and cut at the border?"
+        "1.2", given, _average, cases, because, mistakes, hint="Is the window centred, and cut at the border?"
     )
 
 
 def check_3(given: Any) -> checks.Outcome:
-    """Return what the answer to exercise 4.1 says: the finest level that sees a letter of 60 pixels whole."""
+    """Return what the answer to exercise 1.3 says: the finest level that sees a letter of 60 pixels whole."""
     options = {
         "1": "a patch of level 1 sees a stroke of the letter. Each stroke is normal, only their order is not.",
-        "2": "its *theoretical* field is wide enough, but 90 % of what moves it lies within about half the letter. "
-        "That is the illusion.",
+        "2": "its *theoretical* field is wide enough, but 90 % of what moves it lies within a square that is smaller "
+        "than the letter. That is the illusion.",
         "3": "It is the finest level whose effective field holds the letter. Level 4's does so, too, but with a quarter "
         "of the patches.",
         "4": "it sees the letter whole, but so does a finer level, which says better where the letter is.",
     }
-    return checks.choice("4.1", given if given is None or given is ... else str(given), options, "3")
+    return checks.choice("1.3", given if given is None or given is ... else str(given), options, "3")
 
 
 def check_4(given: Any) -> checks.Outcome:
-    """Return what the answer to exercise 5.1 says: the bytes of 209 images at 320 px, 512 + 1024 halves each row."""
-    n, width, wide = 209, 512 + 1024, STORED["float16"].itemsize
-    settings = FeatureSettings("wide_resnet50_2.tv_in1k", resize=366, crop=320, stored="float16")
+    """Return what the answer to exercise 1.4 says: the bytes of 280 images at 480 px, 512 + 1024 halves each row."""
+    n, width, wide = 280, 512 + 1024, STORED["float16"].itemsize
+    settings = FeatureSettings("wide_resnet50_2.tv_in1k", resize=512, crop=480, stored="float16")
     h, w = (side // 8 for side in settings.geometry.output_size(900, 900))
     right = n * h * w * width * wide
     mistakes = (
         (2 * right, "this is float32, four bytes a number; float16 has two."),
-        (n * 28 * 28 * width * wide, "28 × 28 is the grid at 224 px; at 320 px and stride 8 it is larger."),
+        (n * 28 * 28 * width * wide, "28 × 28 is the grid at 224 px; at 480 px and stride 8 it is larger."),
         (
             n * (h * w * 512 + h * w // 4 * 1024) * wide,
             "level 3 is brought to the grid of level 2 before it is joined: all 1536 numbers for each row.",
         ),
         (n * h * w * wide, "these are the rows times two bytes: each row has 512 + 1024 numbers."),
-        (n * 320 * 320 * width * wide, "a row a patch, not a row a pixel: divide each side by the stride."),
+        (n * 480 * 480 * width * wide, "a row a patch, not a row a pixel: divide each side by the stride."),
         (right / 1e9, "asked for in bytes, not in GB."),
     )
-    return checks.answer("5.1", given, right, f"{n} · {h} · {w} · {width} · {wide} bytes.", mistakes)
+    return checks.answer("1.4", given, right, f"{n} · {h} · {w} · {width} · {wide} bytes.", mistakes)
 
 
 def _measured(layers: Sequence[tuple[int, int]], pixels: int = 201) -> int:

@@ -15,9 +15,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from rcp import plots, widgets
+from rcp.plots import GREEN
 
 TYPE, BLUE, RED = plots.TYPE, plots.NORMAL, plots.ANOMALOUS
-GREEN, ORANGE, GREY = "#009E73", "#E69F00", "#8A8A8A"
 LEVEL = {
     1: (BLUE, "o", "-"),
     2: (GREEN, "s", "--"),
@@ -228,7 +228,7 @@ def fields_figure(image: np.ndarray, fields: Sequence[Field], place: tuple[float
         title: of the figure.
         fields: one each; where the theoretical one is larger than the image, the panel shows what lies around, too.
     """
-    figure = plots.new_figure(3.9 * len(fields), 5.3)
+    figure = plots.new_figure(3.9 * len(fields), 5.6)
     for axes, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
         row, column = _patch(field, place, image.shape[:2])
         far = max(abs((at + 0.5) * field.jump - n / 2) for at, n in zip((row, column), image.shape[:2], strict=True))
@@ -237,7 +237,8 @@ def fields_figure(image: np.ndarray, fields: Sequence[Field], place: tuple[float
         axes.set_title(f"level {field.level}, s = {field.patch_size}\n{_widths(field)}", fontsize=TYPE - 2)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=TYPE - 2, frameon=False)
-    figure.suptitle(title, fontsize=TYPE)
+    scale = f"each panel has its own scale, the image is {image.shape[1]} px wide"
+    figure.suptitle(f"{title}\nbright where the energy is (square root); {scale}", fontsize=TYPE - 1)
     return figure
 
 

@@ -19,11 +19,10 @@ from rcp.course import checks
 from rcp.data import Category, Sample
 from rcp.evaluation import Result
 from rcp.images import Geometry, read_image, read_mask
-from rcp.plots import ANOMALOUS, CONTOUR, HEAT, LIMIT, NORMAL, TYPE
+from rcp.plots import ANOMALOUS, CONTOUR, GREEN, HEAT, LIMIT, NORMAL, SKY, TYPE
 from rcp.scoring import pixel_maps
 
 REACH = 3  # grid cells: how far a crop reaches from the centre of its patch
-GREEN, ORANGE, SKY = "#009E73", "#E69F00", "#56B4E9"
 ASKED, ANSWER = (ANOMALOUS, "-"), (NORMAL, "--")  # colour and line of the two frames: the patch, and its nearest normal one
 
 
@@ -138,7 +137,7 @@ def _four(panels: Sequence[Axes], scene: Scene, position: int, patch: tuple[int,
         axes.imshow(pixels)
         _zoom(axes, pixels, shape, place)
         _frame(axes, _box(pixels, shape, place), line)
-        bare(axes)
+        plots.bare(axes)
     panels[2].set_title(f"distance {float(scene.distance[position][patch]):.1f}", fontsize=TYPE)
     _show(panels[3], other, None)
     panels[3].set_title(f"training image {train}", fontsize=TYPE - 1)
@@ -159,7 +158,7 @@ def _one_scene(scene: Scene, position: int, patch: tuple[int, int]) -> Figure:
     low, high = scene.limits
     drawn = heat.imshow(scene.result.scores.maps[position].numpy(), cmap=HEAT, vmin=low, vmax=high)
     _frame(heat, _box(scene.image(position), scene.distance.shape[1:], patch), ASKED)
-    bare(heat)
+    plots.bare(heat)
     heat.set_title(f"image score {float(scene.result.scores.image_scores[position]):.1f}", fontsize=TYPE)
     figure.colorbar(drawn, cax=bar, extend="both").ax.tick_params(labelsize=TYPE - 3)
     asked.set_title("this patch", fontsize=TYPE - 2)
@@ -217,7 +216,7 @@ def smoothing_figure(scene: Scene, position: int, curve: Mapping[int, Mapping[st
     low, high = scene.limits
     drawn = top[1].imshow(scene.distance[position].numpy(), cmap=HEAT, vmin=low, vmax=high)
     top[1].set_title("{} × {} patches".format(*scene.distance.shape[1:]), fontsize=TYPE)
-    bare(top[1])
+    plots.bare(top[1])
     for axes, sigma in zip(top[2:], sigmas, strict=True):
         _heat(axes, scene, position, sigma)
     figure.colorbar(drawn, ax=top, shrink=0.8, pad=0.01, extend="both", label=scene.result.scores.unit)
@@ -273,7 +272,7 @@ def illusion_figure(scene: Scene, positions: Sequence[int] | None = None) -> Fig
         middle.imshow(maps[position], cmap=HEAT)
         drawn = bottom.imshow(maps[position], cmap=HEAT, vmin=low, vmax=high)
         bottom.set_title(f"score {float(scene.result.scores.image_scores[position]):.1f}", fontsize=TYPE - 1)
-        bare(middle), bare(bottom)
+        plots.bare(middle), plots.bare(bottom)
     _rows(rows, "image", "each its own scale", "one scale")
     figure.colorbar(drawn, ax=list(rows[2]), shrink=0.9, pad=0.01, extend="both", label="L2; lower half:\nnormal")
     return figure
@@ -294,7 +293,7 @@ def mean_of_top(grids: Tensor) -> Tensor:
 
 
 def check_1(given: Callable[..., Tensor]) -> checks.Outcome:
-    """Exercise 4.1: the mean of the largest 1 % of an image's patch scores."""
+    """Exercise 5.1: the mean of the largest 1 % of an image's patch scores."""
     generator = torch.Generator().manual_seed(0)
     cases = [(torch.rand(*shape, generator=generator),) for shape in ((3, 10, 20), (2, 28, 28), (1, 3, 4))]
     batch = "this takes the largest of the whole batch; an image's score must not depend on the others: flatten(1)."
@@ -308,7 +307,7 @@ def check_1(given: Callable[..., Tensor]) -> checks.Outcome:
     ]
     because = "28 × 28 patches have 8 in their top 1 %; a single wild patch weighs an eighth."
     hint = "k = max(1, round(0.01 · H · W)), then topk(k) of each flattened image, then the mean."
-    return checks.function("4.1", given, mean_of_top, cases, because, mistakes, hint=hint)
+    return checks.function("5.1", given, mean_of_top, cases, because, mistakes, hint=hint)
 
 
 def _k(grids: Tensor) -> int:
@@ -359,7 +358,7 @@ def _heat(axes: Axes, scene: Scene, position: int, sigma: int) -> None:
     drawn = pixel_maps(scene.distance[position : position + 1], size, float(sigma))[0]
     axes.imshow(drawn.numpy(), cmap=HEAT, vmin=low, vmax=high)
     axes.set_title(f"sigma {sigma}", fontsize=TYPE)
-    bare(axes)
+    plots.bare(axes)
 
 
 def _curve(axes: Axes, curve: Mapping[int, Mapping[str, float]], sigma: int | None = None) -> None:
@@ -381,14 +380,8 @@ def _show(axes: Axes, image: np.ndarray, mask: np.ndarray | None) -> None:
     axes.imshow(image)
     if mask is not None and mask.any() and not mask.all():
         axes.contour(mask, levels=[0.5], colors=[CONTOUR], linewidths=1.5)
-    bare(axes)
+    plots.bare(axes)
 
-
-def bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def caption(axes: Axes, x: str, y: str, title: str) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rcp import plots, widgets
 from rcp.course import contrastive_loss as lesson
-from rcp.course.contrastive_loss import BLUE, GREEN, GREY, ORANGE, VERMILION, legend_below, plain
+from rcp.course.contrastive_loss import BLUE, VERMILION, legend_below
 from rcp.distances import distances
 from rcp.head import EpochRecord
 from rcp.loss import loss_and_gradient, loss_of_distances, pushed_share, relative_distances
+from rcp.plots import GREEN, GREY, ORANGE
 
 KINDS = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"))  # colour and marker of the toy's three clusters
 STEPS, RATE = 60, 0.2  # of the toy's gradient descent
@@ -106,7 +107,7 @@ def toy_explorer(toy: lesson.Toy) -> ipywidgets.VBox:
         right.set_title(f"loss {float(walked.losses[step]):.2f}", fontsize=plots.TYPE)
         right.set_xlabel("step", fontsize=plots.TYPE - 1)
         right.set_ylim(0, float(walked.losses.max()) * 1.05 + 0.01)
-        plain(right)
+        plots.plain(right)
         return figure
 
     def click(touch: widgets.Touch, values: widgets.Values) -> widgets.Values:
@@ -301,7 +302,7 @@ def history_figure(histories: dict[str, list[EpochRecord]], said: str) -> Figure
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.15)
         axes.set_title(name, fontsize=plots.TYPE)
         axes.set_xticks(epochs)
-        plain(axes)
+        plots.plain(axes)
     panels[1, 0].set_ylim(0, 1.3 * panels[1, 0].get_ylim()[1])  # or a change in the fourth digit would look like one
     for axes in panels[1]:
         axes.set_xlabel("epoch", fontsize=plots.TYPE)
@@ -389,9 +390,9 @@ def _losses(axes: Axes, seen: Sequence[Look], marked: int | None = None) -> None
     if marked is not None:
         axes.axvline(marked, color=GREY, lw=1.5)
     axes.set_xticks(epochs)
-    plain(axes)
+    plots.plain(axes)
 
 
 def _by_bin(axes: Axes, at: np.ndarray, means: np.ndarray, colour: str, marker: str, line: str, label: str) -> None:
     axes.plot(at, means, line, marker=marker, color=colour, lw=2, ms=8, label=label)
-    plain(axes)
+    plots.plain(axes)
