@@ -159,12 +159,12 @@ lesson.check_2(reason)
 # ## 3 · Four categories, and a detector that trains (3 min)
 #
 # Do all products need the same number? The four embedded categories were measured once by the same lines (`python -m
-# rcp.course.learning_runs`), with a short ReConPatch (3 epochs of 16 steps) beside.
+# rcp.course.learning_measure`), with a short ReConPatch (3 epochs of 16 steps) beside.
 
 # %%
 everywhere = runs.measured()
 apart = runs.largest_difference(points, everywhere)  # None if the data are not among them
-assert apart is None or apart < 5.0, "measure again: python -m rcp.course.learning_runs"
+assert apart is None or apart < 5.0, "measure again: python -m rcp.course.learning_measure"
 print("largest difference between this run and the measured table:", "–" if apart is None else f"{apart:.2f} points")
 
 # %%

@@ -1,6 +1,6 @@
 """What notebook 11 reports of all four embedded categories, measured once: it takes some minutes on two cores.
 
-Made by `python -m rcp.course.learning_runs`: embedded synthetic data, seed 0; EfficientNet-Lite0 at resize 256, crop 224, protocol
+Made by `python -m rcp.course.learning_measure`: embedded synthetic data, seed 0; EfficientNet-Lite0 at resize 256, crop 224, protocol
 crop; draws 0, 1, 2 choose the images and seed the detector.
 
 CURVES: category; system (position in `rcp.course.learning_runs.SYSTEMS`); good images; draw; image AUROC; AUPRO at FPR <= 0.3.

@@ -1,6 +1,6 @@
 """Measurements of notebook 11: what a detector makes of few good images.
 
-`python -m rcp.course.learning_runs` measures the embedded categories and prints what stands in `learning_measured`.
+`rcp.course.learning_measure` measures the embedded categories by these functions.
 """
 
 from __future__ import annotations
@@ -164,23 +164,3 @@ def embedded() -> Mapping[str, tuple[Category, PatchFeatures, PatchFeatures]]:
         category = mvtec(synthetic.cached(), name)
         found[name] = (category, extractor.extract(category.train), extractor.extract(category.test))
     return found
-
-
-def main() -> None:
-    """Print the two tables of `learning_measured`."""
-    from rcp.course import contamination  # it builds on this file
-
-    extractor, everything = PatchExtractor(FeatureSettings()), embedded()
-    for category, train, test in everything.values():
-        for number, system in enumerate(SYSTEMS):
-            for p in learning_curve(category, train, test, extractor, system=system, counts=sizes(len(train))):
-                values = ";".join(f"{p.metrics[name]:.4f}" for name in METRICS)
-                print(f"{p.category};{number};{p.images};{p.draw};{values}", flush=True)
-    print()
-    for category, train, test in everything.values():
-        for trial in contamination.trials(category, train, test, extractor):
-            print(contamination.line(trial), flush=True)
-
-
-if __name__ == "__main__":
-    main()
