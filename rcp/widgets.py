@@ -7,6 +7,8 @@ same works in JupyterLab, the classic notebook and VS Code, with mouse, finger a
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from rcp import plots
 from rcp.data import Split
 from rcp.evaluation import Result
 
+atexit.register(gc.unfreeze)  # so that an ending process takes leave of all objects (see Explorer)
 DPI = 72
 Values = dict[str, Any]
 
@@ -92,6 +95,9 @@ class Explorer(ipywidgets.VBox):
             control.observe(self._show, names="value")
         self.picture.observe(self._touched, names="touch")
         self._show()
+        # What lives now is no garbage. Were it looked through again at every full collection, a slider would halt for half a second.
+        gc.collect()
+        gc.freeze()
         boxed = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([boxed, self.picture])
 

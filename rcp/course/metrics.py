@@ -193,7 +193,7 @@ def regions_figure(mask: np.ndarray, heat: np.ndarray, curve: np.ndarray, limit:
 def regions_explorer(mask: np.ndarray, heat: np.ndarray, curve: np.ndarray) -> widgets.Explorer:
     """Return a slider over the limit on a toy map; the static twin is `regions_figure`."""
     low, high = float(heat.min()), float(heat.max())
-    slider = widgets.slider(low, high, low + 0.55 * (high - low), "limit", (high - low) / 100)
+    slider = widgets.slider(low, high, low + 0.55 * (high - low), "limit", (high - low) / 25)
     return widgets.explore(
         lambda limit: regions_figure(mask, heat, curve, limit), {"limit": slider},
         alt="a map with two defects and what the limit flags, and the point on the curve of per-region overlap",
