@@ -111,3 +111,17 @@ def test_two_equal_touches_sent_by_the_front_end_are_two():
     for _ in range(2):
         shown.picture._handle_custom_msg({"phase": "down", "x": 0.2, "y": 0.5}, [])
     assert seen == [1, 2]
+
+
+def test_a_touch_that_changes_two_controls_draws_one_picture():
+    drawn = []
+
+    def draw(a, b):
+        drawn.append((a, b))
+        return two_panels()
+
+    controls = {"a": widgets.slider(0, 9, 1, "a"), "b": widgets.slider(0, 9, 1, "b")}
+    shown = widgets.explore(draw, controls, on_touch=lambda touch, values: {"a": 5, "b": 6}, alt="two")
+    across, down = fraction(shown._figure, 0, 1.0, 0.5)
+    shown.picture.touch = {"phase": "down", "x": across, "y": down, "count": 1}
+    assert drawn == [(1, 1), (5, 6)]
