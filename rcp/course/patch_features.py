@@ -18,6 +18,7 @@ from torch import Tensor
 from rcp import metrics, plots, scoring, widgets
 from rcp.course import checks
 from rcp.data import Sample, Split
+from rcp.distances import distances
 from rcp.features import STORED, FeatureSettings, neighbourhood_average
 from rcp.images import Geometry, read_image, read_mask
 
@@ -79,10 +80,10 @@ def likeness(grid: Tensor, row: int, column: int, measure: str = "L2") -> Tensor
     """
     one = grid[row, column]
     if measure == "L2":
-        distances = (grid - one).square().sum(-1).sqrt()
+        far = distances(grid.flatten(0, 1), one[None]).view(grid.shape[:2])
     else:
-        distances = (1 - F.cosine_similarity(grid, one.expand_as(grid), dim=-1)).clamp(min=0)
-    return distances / distances.mean().clamp(min=1e-12)
+        far = (1 - F.cosine_similarity(grid, one.expand_as(grid), dim=-1)).clamp(min=0)
+    return far / far.mean().clamp(min=1e-12)
 
 
 def likeness_figure(views: Views, image: int, y: float, x: float, measure: str = "L2") -> Figure:
