@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,7 @@ def evaluate(
     detector: BankDetector | Ensemble,
     test: Split,
     *,
-    features: PatchFeatures | None = None,
+    features: PatchFeatures | Sequence[PatchFeatures] | None = None,
     protocol: str = "crop",
     false_alarm_rate: float = 0.05,
     on_error: str = "raise",
@@ -89,7 +90,8 @@ def evaluate(
     Args:
         detector: fitted.
         test: a split with labels, and masks if pixel metrics are wanted.
-        features: the split's features, if they are at hand already (of all its images, in its order).
+        features: the split's features, if they are at hand already (of all its images, in its order); for an ensemble one
+            for each member.
         protocol: "crop" or "original", see the module.
         false_alarm_rate: for the verdict.
         on_error: "raise", or "skip" to leave unreadable images out (listed in `scores.skipped`).
@@ -105,7 +107,8 @@ def evaluate(
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if len(test) == 0:
         raise ValueError(f"the test split of {test.root} is empty: there is nothing to evaluate")
-    if features is not None and features.paths != test.paths:
+    given = [features] if isinstance(features, PatchFeatures) else features or []
+    if any(one.paths != test.paths for one in given):
         raise ValueError(f"these features belong to other images than the test split of {test.root}")
     scores = detector.score(features if features is not None else test, on_error=on_error)
     samples = [test[i] for i in scores.indices]

@@ -48,6 +48,7 @@ class TrainSettings:
         k, margin, alpha, sigma: of Eqs 2, 7, 6 and 1 (second-hand: the defaults of the method's ancestor).
         normalize: z̄ is brought to length 1 before Eqs 1-5 (ours).
         relative_sigma: sigma counts in mean squared distances; None: exactly if z̄ is not normalised (ours).
+        labels: "soft", w of Eq. 6 as it is; or "hard", 1 where w >= 0.5 and else 0 (an ablation).
     """
 
     dimension: int = 512
@@ -65,8 +66,11 @@ class TrainSettings:
     sigma: float = 1.0
     normalize: bool = True
     relative_sigma: bool | None = None
+    labels: str = "soft"
 
     def __post_init__(self):
+        if self.labels not in ("soft", "hard"):
+            raise ValueError(f"labels must be 'soft' or 'hard', got {self.labels!r}")
         if self.batch not in ("patches", "images"):
             raise ValueError(f"batch must be 'patches' or 'images', got {self.batch!r}")
         if min(self.dimension, self.projection, self.batch_size - 1) < 1 or self.epochs < 0:
@@ -190,6 +194,7 @@ def train_head(
     device: torch.device | str = "cpu",
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
+    run_class: type[_Run] | None = None,
 ) -> tuple[Head, list[EpochRecord]]:
     """Return a trained head and its history.
 
@@ -205,6 +210,7 @@ def train_head(
         device: where the head is trained.
         callbacks: called before the first step and after every epoch with an `EpochEnd`.
         checkpoint: a file to go on from, if it exists, and written after every epoch.
+        run_class: whose steps to take; None: those of the paper. (`rcp.ports` has others.)
 
     Returns:
         The `Head`, and one `EpochRecord` an epoch.
@@ -221,9 +227,8 @@ def train_head(
     head = Head(rows.shape[1], settings.dimension, settings.projection, generator=generator).to(device)
     parameters = [head.f.weight, head.g.weight]
     optimizer = AdamP(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    run = _Run(rows, settings, head, optimizer, generator, patches_per_image)
-    identity = {"settings": asdict(settings), "seed": seed, "patches_per_image": run.unit}
-    state = TrainingState(head, optimizer, generator, identity, rows)
+    run = (run_class or _Run)(rows, settings, head, optimizer, generator, patches_per_image)
+    state = TrainingState(head, optimizer, generator, run.identity() | {"seed": seed}, rows)
     history = [EpochRecord.of(record) for record in read_state(checkpoint, state)] if checkpoint else []
     if not history:
         _call(callbacks, EpochEnd(0, head, None))
@@ -279,6 +284,13 @@ class _Run:
         head.f.weight.data, head.teacher_f.weight.data = self.both.tensor_split(2)
         self.relative = settings.relative_sigma if settings.relative_sigma is not None else not settings.normalize
 
+    def identity(self) -> dict:
+        """What a checkpoint has to agree with."""
+        settings = asdict(self.settings)
+        if self.settings.labels == "soft":
+            del settings["labels"]  # so that checkpoints from before there was a choice still fit
+        return {"settings": settings, "patches_per_image": self.unit}
+
     def epoch(self, number: int, shown) -> EpochRecord:
         started = time.perf_counter()
         order = torch.randperm(self.units, generator=self.generator).to(self.rows.device)
@@ -312,14 +324,28 @@ class _Run:
         s, head = self.settings, self.head
         # One product for student and teacher, as both begin with p; the gradients of two linear layers are written out.
         h, slow_h = (p @ self.both.T).tensor_split(2, 1)  # (N, dimension) each
-        labels = labels_with_means(head.teacher_g(slow_h), s.alpha, s.sigma, s.k, s.normalize, self.relative)  # Eqs 1-6
+        labels = self._labels(self._target(h, slow_h))
+        if s.labels == "hard":
+            labels.w.ge_(0.5)  # in place: 1 or 0
         loss, back, delta = loss_and_gradient(head.g(h), labels.w, s.margin)  # Eq. 7; back: (N, projection) = ∂L/∂z
         head.g.weight.grad = back.T @ h
         head.f.weight.grad = (back @ head.g.weight).T @ p
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        head.update_teacher(s.momentum)  # Eq. 8
+        self._update_teacher()
         return loss, [self._look(delta, labels)] if look else []
+
+    def _target(self, h: Tensor, slow_h: Tensor) -> Tensor:
+        """z̄ from f(p) and f̄(p): (N, dimension) each → (N, projection)."""
+        return self.head.teacher_g(slow_h)
+
+    def _labels(self, z: Tensor) -> Labels:
+        """z̄ (N, projection) → labels, Eqs 1-6."""
+        s = self.settings
+        return labels_with_means(z, s.alpha, s.sigma, s.k, s.normalize, self.relative)
+
+    def _update_teacher(self) -> None:
+        self.head.update_teacher(self.settings.momentum)  # Eq. 8
 
     def _look(self, delta: Tensor, labels: Labels) -> list[float]:
         others = _off_diagonal(delta)  # (N-1, N), a view

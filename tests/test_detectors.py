@@ -252,13 +252,13 @@ def test_the_members_of_an_ensemble_have_limits_of_their_own(tiny, category, tmp
 def test_pages_of_the_features_are_let_go_of_whenever_they_were_read(make, tiny, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(rcp.detectors.bank, "CHUNK", 100)  # 672 rows: seven chunks
     detector, events = make(tiny, limit=MemoryLimit(1, tmp_path)), []
-    features, embed, release = detector.extractor.extract(photos, limit=detector.limit), detector._embed, Store.release
+    features, embed, release = detector.extractor.extract(photos, limit=detector.limit), detector.embed, Store.release
     monkeypatch.setattr(Store, "release", lambda self: events.append(self is features.store) or release(self))
-    detector._embed = lambda rows: events.append("read") or embed(rows)
+    detector.embed = lambda rows: events.append("read") or embed(rows)
     detector.fit(features)
     # The points chunk by chunk; the memory's rows; then for each of three folds its memory's rows, and the images held out.
     assert events == ["read", True] * 7 + ["read", True] + ["read", "read", True] * 3
-    del detector._embed
+    del detector.embed
     assert_fitted_alike(detector, make(tiny).fit(photos))
 
 
@@ -625,7 +625,7 @@ def test_no_members_unit_decides_the_ensembles_score(odd, category):
     before = odd.score(category.test).image_scores
     member = odd.members[0]  # squared distances: scaling its features by 10 scales its scores by 100
     member.memory = MemoryBank(member.memory.rows * 10)
-    member._embed = lambda rows: rows * 10
+    member.embed = lambda rows: rows * 10
     was = member.calibration
     member.calibration = Calibration(was.image_scores * 100, was.patch_quantiles * 100, was.patch_mad * 100)
     torch.testing.assert_close(odd.score(category.test).image_scores, before, atol=1e-3, rtol=1e-3)

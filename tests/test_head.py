@@ -130,6 +130,8 @@ def slow_training(rows, s: TrainSettings, seed: int, unit: int = 1):
             p = torch.cat([images[i] for i in order[step * draw : (step + 1) * draw]])
             relative = (not s.normalize) if s.relative_sigma is None else s.relative_sigma
             w = pseudo_labels(p @ teacher[0].T @ teacher[1].T, s.alpha, s.sigma, s.k, s.normalize, relative)
+            if s.labels == "hard":
+                w = torch.tensor([[1.0 if value >= 0.5 else 0.0 for value in row] for row in w.tolist()])
             loss = relaxed_contrastive_loss(p @ student[0].T @ student[1].T, w, s.margin)
             optimizer.zero_grad()
             loss.backward()
@@ -150,6 +152,8 @@ def slow_training(rows, s: TrainSettings, seed: int, unit: int = 1):
         ({"relative_sigma": True, "sigma": 0.5}, 1),
         ({"k": 8, "alpha": 0.2, "margin": 1.4, "momentum": 0.5}, 1),
         ({"weight_decay": 0.0, "steps": 2, "epochs": 3}, 1),
+        ({"labels": "hard"}, 1),
+        ({"labels": "hard", "momentum": 0.0, "alpha": 0.9, "normalize": False}, 1),
         ({"batch": "images", "batch_size": 13}, 6),
         ({"batch": "images", "batch_size": 2, "steps": 4}, 10),
     ],
@@ -293,6 +297,50 @@ def test_the_update_of_the_teacher_is_called_once_a_step_with_gamma(monkeypatch)
     monkeypatch.setattr(Head, "update_teacher", lambda self, momentum: (calls.append(momentum), update(self, momentum)))
     train_head(ROWS, SMALL, seed=0)
     assert calls == [0.9] * 20  # 4 epochs of 60 // 12 steps
+
+
+def test_a_momentum_of_zero_is_no_moving_average_the_teacher_is_the_student_after_each_step(monkeypatch):
+    equal, update = [], Head.update_teacher
+
+    def spying(self, momentum):
+        update(self, momentum)
+        equal.append(same(weights(self)[:2], weights(self)[2:]))
+
+    monkeypatch.setattr(Head, "update_teacher", spying)
+    head, history = train_head(ROWS, replace(SMALL, momentum=0.0), seed=0)
+    assert equal == [True] * 20 and same(weights(head)[:2], weights(head)[2:])
+    assert [record.ema_distance for record in history] == [0.0] * 4
+    assert not torch.equal(head.f.weight, Head(7, 5, 4, generator=seeded(0)).f.weight)
+
+
+def labels_seen(monkeypatch, options: TrainSettings) -> list[torch.Tensor]:
+    """The labels that the loss gets in a training's steps."""
+    seen, loss = [], rcp.head.loss_and_gradient
+    with monkeypatch.context() as patch:
+        patch.setattr(rcp.head, "loss_and_gradient", lambda z, w, margin: (seen.append(w.clone()), loss(z, w, margin))[1])
+        train_head(ROWS, options, seed=0)
+    return seen
+
+
+def test_hard_labels_are_the_soft_ones_rounded_at_one_half(monkeypatch):
+    soft, hard = (labels_seen(monkeypatch, replace(SMALL, labels=kind)) for kind in ("soft", "hard"))
+    assert len(soft) == len(hard) == 20
+    assert all(set(w.unique().tolist()) == {0.0, 1.0} for w in hard)
+    assert all(len(w.unique()) > 20 and w.dtype == torch.float32 for w in soft)
+    assert torch.equal(hard[0], (soft[0] >= 0.5).float())  # before the first step both have the same weights
+    assert not torch.equal(*(train_head(ROWS, replace(SMALL, labels=kind), seed=0)[0].f.weight for kind in ("soft", "hard")))
+
+
+def test_a_label_of_exactly_one_half_counts_as_one(monkeypatch):
+    half = rcp.head.Labels(torch.full((12, 12), 0.5).fill_diagonal_(0.49), torch.tensor(0.5), torch.tensor(0.5))
+    monkeypatch.setattr(rcp.head, "labels_with_means", lambda *_: half._replace(w=half.w.clone()))
+    assert torch.equal(labels_seen(monkeypatch, replace(SMALL, labels="hard"))[0], 1 - torch.eye(12))
+
+
+def test_hard_labels_leave_the_means_of_the_history_those_of_the_similarities():
+    first = [train_head(ROWS, replace(SMALL, labels=kind, epochs=1, steps=1), seed=0)[1][0] for kind in ("soft", "hard")]
+    assert first[0].pairwise_mean == first[1].pairwise_mean and first[0].contextual_mean == first[1].contextual_mean
+    assert first[0].loss != first[1].loss
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -467,6 +515,7 @@ VARIANTS = [
     {"normalize": False, "relative_sigma": False, "sigma": 3.0},
     {"k": 4, "alpha": 0.0, "margin": 0.0, "weight_decay": 0.0},
     {"k": 8, "alpha": 1.0, "margin": 2.0},
+    {"labels": "hard"},
 ]
 WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
 BY_PLACES = ("index", "index_put", "index_put_")
@@ -511,6 +560,7 @@ def test_a_step_has_the_loss_and_the_gradients_of_autograd_and_moves_as_timm_doe
     relative = not options.normalize if options.relative_sigma is None else options.relative_sigma
     similar = {"sigma": options.sigma, "k": options.k, "normalize": options.normalize, "relative_sigma": relative}
     labels = pseudo_labels(p @ slow_f.T @ slow_g.T, options.alpha, **similar)
+    labels = (labels >= 0.5).double() if options.labels == "hard" else labels
     student = [f.clone().requires_grad_(), g.clone().requires_grad_()]
     expected = relaxed_contrastive_loss(p @ student[0].T @ student[1].T, labels, options.margin)
     expected.backward()
@@ -791,7 +841,7 @@ def other(value):
     """Return another valid value of a setting."""
     if isinstance(value, float):
         return value * 0.5
-    return {"patches": "images", None: True, True: False}.get(value, 7)
+    return {"patches": "images", "soft": "hard", None: True, True: False}.get(value, 7)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(TrainSettings)])
@@ -968,6 +1018,32 @@ def test_the_fingerprint_depends_on_the_identity_and_on_the_rows_and_on_nothing_
     assert replace(base, rows=gaussian(5000, 2)).fingerprint() != replace(base, rows=gaussian(5001, 2)).fingerprint()
 
 
+def test_a_checkpoint_from_before_labels_could_be_hard_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "training.safetensors"
+    whole, _ = train_head(ROWS, SMALL, seed=4)
+    older = {name: value for name, value in asdict(SMALL).items() if name != "labels"}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(rcp.head._Run, "identity", lambda self: {"settings": older, "patches_per_image": self.unit})
+        train_head(ROWS, SMALL, seed=4, checkpoint=path, callbacks=[kill_at(2)])
+    recorder = Recorder()
+    resumed, _ = train_head(ROWS, SMALL, seed=4, checkpoint=path, callbacks=[recorder])
+    assert recorder.epochs == [3, 4] and same(weights(resumed), weights(whole))
+    with pytest.raises(ValueError, match="other settings"):
+        train_head(ROWS, replace(SMALL, labels="hard"), seed=4, checkpoint=path)
+
+
+def test_a_model_from_before_labels_could_be_hard_comes_back_with_soft_ones(tiny, photos, tmp_path):
+    bank = rcp.BankSettings(coreset=0.1, projection=None, folds=0)
+    detector = rcp.ReConPatch(tiny, training=SMALL, bank=bank, device="cpu").fit(photos)
+    file = detector.save(tmp_path / "model") / "model.json"
+    content = rcp.files.read_json(file)
+    assert content["settings"]["training"].pop("labels") == "soft"
+    rcp.files.write_json(file, content)
+    loaded = rcp.load(tmp_path / "model", device="cpu")
+    assert loaded.training == SMALL
+    assert torch.equal(loaded.score(photos).image_scores, detector.score(photos).image_scores)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -984,6 +1060,7 @@ def test_the_fingerprint_depends_on_the_identity_and_on_the_rows_and_on_nothing_
         {"momentum": -0.1},
         {"learning_rate": 0.0},
         {"weight_decay": -1e-3},
+        {"labels": "firm"},
     ],
 )
 def test_settings_out_of_range_are_refused_when_they_are_made(wrong):

@@ -8,10 +8,11 @@ from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.reconpatch import ReConPatch
+from rcp.detectors.reduced import ReducedPatchCore
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
-KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch)}
+KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore)}
 
 
 def load(path: str | Path, *, device: str = "auto", weights: str | None = None) -> BankDetector | Ensemble:
@@ -38,4 +39,4 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["BankDetector", "BankSettings", "Ensemble", "PatchCore", "ReConPatch", "Scores", "load"]
+__all__ = ["BankDetector", "BankSettings", "Ensemble", "PatchCore", "ReConPatch", "ReducedPatchCore", "Scores", "load"]

@@ -156,7 +156,7 @@ class BankDetector:
         parts, indices, sizes = [], [], []
         with self.stopwatch("scoring"):
             for values, where, size in self._batches(images, on_error, skipped):
-                embedded = self._embed(values.flatten(0, 2)).unflatten(0, values.shape[:3])  # (b, H, W, D)
+                embedded = self.embed(values.flatten(0, 2)).unflatten(0, values.shape[:3])  # (b, H, W, D)
                 parts.append([t.cpu() for t in self._scored(embedded, memory)])
                 indices += where
                 sizes += size
@@ -274,8 +274,8 @@ class BankDetector:
     def _learn(self, features: PatchFeatures) -> None:
         """Train whatever the embedding needs."""
 
-    def _embed(self, rows: Tensor) -> Tensor:
-        """(n, C) on any device → (n, D) on the extractor's device: patch features as the memory keeps them."""
+    def embed(self, rows: Tensor) -> Tensor:
+        """Return patch features as the memory keeps them: (n, C) on any device → (n, D) on the extractor's device."""
         raise NotImplementedError
 
     @property
@@ -326,7 +326,7 @@ class BankDetector:
         on_host = where.type == "cpu"
         out = self.limit.empty(shape).values if on_host else torch.empty(shape, device=where)
         for at in range(0, len(rows), CHUNK):
-            embedded = self._embed(rows[at : at + CHUNK])
+            embedded = self.embed(rows[at : at + CHUNK])
             out[at : at + CHUNK] = embedded @ matrix if project else embedded
             features.release()
         return out
@@ -350,7 +350,7 @@ class BankDetector:
         return out
 
     def _bank(self, rows: Tensor, chosen: Tensor) -> MemoryBank:
-        return MemoryBank(self._embed(rows[chosen]), self.bank.search)
+        return MemoryBank(self.embed(rows[chosen]), self.bank.search)
 
     def _calibrate(self, features: PatchFeatures, points: Tensor, generator: torch.Generator) -> Calibration | None:
         """Score every training image against a memory built without its fold."""
@@ -367,7 +367,7 @@ class BankDetector:
             others = (folds != fold).repeat_interleave(h * w)  # (N,) the rows of the other images
             memory = self._bank(features.rows, self._pick(points, generator, others).indices)
             for part in out.split(self.extractor.batch_size):
-                embedded = self._embed(features.values[part].flatten(0, 2)).unflatten(0, (len(part), h, w))
+                embedded = self.embed(features.values[part].flatten(0, 2)).unflatten(0, (len(part), h, w))
                 images[part], grids[part] = (t.cpu() for t in self._scored(embedded, memory))
             features.release()
         return Calibration.of(images, grids)

@@ -15,8 +15,9 @@ from typing import Self
 
 import torch
 
+from rcp.data import Split
 from rcp.detectors.bank import BankDetector
-from rcp.features import Images
+from rcp.features import Images, PatchFeatures
 from rcp.modelfile import read_ensemble, write_ensemble
 from rcp.scoring import Scores, Threshold, modified_z_score, threshold
 from rcp.timing import Stopwatch
@@ -42,18 +43,21 @@ class Ensemble:
             member.fit(images, on_error=on_error).normal_scores()
         return self
 
-    def score(self, images: Images, *, on_error: str = "raise") -> Scores:
+    def score(self, images: Images | Sequence[PatchFeatures], *, on_error: str = "raise") -> Scores:
         """Return the mean modified z-scores, of images and of patches (at the finest member's grid).
 
         Args:
-            images: a split, or paths.
+            images: a split, or paths; or the images' `PatchFeatures`, one for each member in their order.
             on_error: "raise", or "skip".
 
         Returns:
             `Scores`, in robust standard deviations above normal.
         """
         with self.stopwatch("scoring"):
-            parts = [member.score(images, on_error=on_error) for member in self.members]
+            parts = [
+                member.score(given, on_error=on_error)
+                for member, given in zip(self.members, self._for_members(images), strict=True)
+            ]
         grid = max((part.patch_scores.shape[1:] for part in parts), key=lambda shape: shape[0] * shape[1])
         image, patch = [], []
         for member, part in zip(self.members, parts, strict=True):
@@ -66,6 +70,15 @@ class Ensemble:
             torch.stack(image).mean(0), torch.stack(patch).mean(0), first.indices, first.sizes, first.skipped,
             first.geometry, first.smoothing, "robust deviations above normal",
         )  # fmt: skip
+
+    def _for_members(self, images: Images | Sequence[PatchFeatures]) -> Sequence[Images | PatchFeatures]:
+        """What each member looks at: the same files, or features of its own."""
+        ready = [isinstance(one, PatchFeatures) for one in images] if not isinstance(images, Split) else []
+        if not any(ready):
+            return [images] * len(self.members)
+        if not all(ready) or len(ready) != len(self.members):
+            raise ValueError(f"an ensemble of {len(self.members)} needs as many PatchFeatures, got {sum(ready)}")
+        return images
 
     def threshold(self, false_alarm_rate: float = 0.05) -> Threshold:
         """Return the limit on the ensemble's image scores, from the members' held-out normal scores.

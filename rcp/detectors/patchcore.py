@@ -70,7 +70,8 @@ class PatchCore(BankDetector):
         )
         self.variant = variant
 
-    def _embed(self, rows: Tensor) -> Tensor:
+    def embed(self, rows: Tensor) -> Tensor:
+        """Return the rows themselves, in float32: (n, C) → (n, C)."""
         return rows.to(self.extractor.device).float()
 
     @property

@@ -102,7 +102,8 @@ class ReConPatch(BankDetector):
         self.weight = head.f.weight.detach()
 
     @torch.inference_mode()
-    def _embed(self, rows: Tensor) -> Tensor:
+    def embed(self, rows: Tensor) -> Tensor:
+        """Return f(p): (n, C) → (n, dimension)."""
         return rows.to(self.weight.device).float() @ self.weight.T  # (n, dimension) = f(p)
 
     @property
