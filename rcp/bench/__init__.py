@@ -2,7 +2,7 @@
 
 A single figure says little, because machines differ and are noisy. So whatever is compared is measured in turn in one run,
 and the ratio stands with its spread. Everything runs on the CPU. Each suite answers one question and returns plain data;
-BENCHMARKS.md tells what came of them, beside the floors that were computed beforehand.
+BENCHMARKS.md tells what came of them, beside the floors that were computed beforehand; of `repeat`, REPRODUCIBILITY.md.
 
 ==========  ============================================================================  ====================
 suite       question                                                                      takes, on 2 cores
@@ -12,6 +12,7 @@ growth      How do seconds grow with images, image size, feature width, coreset?
 search      What do approximate searches gain and lose on a memory of a million rows?     5 minutes
 memory      Does a fit on 1.4 million rows keep to a bound of 3 GiB?                      5 minutes
 peers       How does anomalib compare, on the same files, rows and maps?                  10 minutes a repeat
+repeat      What is bit-equal, what is close, what varies? (not seconds: numbers)         2 minutes
 ==========  ============================================================================  ====================
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 from rcp.bench.measure import machine, rates
 from rcp.data import Category
 
-SUITES = ("stages", "growth", "search", "memory", "peers")
+SUITES = ("stages", "growth", "search", "memory", "peers", "repeat")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Choice:
 
     Attributes:
         repeats: measurements a line.
-        category: whose images the peers are compared on.
+        category: of the images for peers and repeat; None: an embedded one, for repeat.
         peer: a Python that can import anomalib, for the peers.
         folder: for temporary files; None: the system's.
     """
@@ -59,9 +60,9 @@ def bench(suites: Sequence[str], choice: Choice = Choice(), say: Callable[[str],
     Raises:
         ValueError: if a suite is unknown, or needs a category or a peer that was not named.
     """
-    from rcp.bench import growth, memory, peers, search, stages  # here: each suite imports what it measures
+    from rcp.bench import growth, memory, peers, repeat, search, stages  # here: each suite imports what it measures
 
-    known = {"stages": stages, "growth": growth, "search": search, "memory": memory, "peers": peers}
+    known = {"stages": stages, "growth": growth, "search": search, "memory": memory, "peers": peers, "repeat": repeat}
     for name in suites:
         if name not in known:
             raise ValueError(f"bench knows no suite {name!r}; there are {', '.join(SUITES)}")
