@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rcp
-from rcp import data, options, synthetic
+from rcp import census, data, options, synthetic
 from rcp.backbones import WeightsError
 from rcp.bench import Choice, bench
 from rcp.comparison import as_csv, caption, compare, markdown
 from rcp.evaluation import METRICS
+from rcp.experiments.command import experiments
 from rcp.files import write_atomically, write_json
 from rcp.run import run
 
@@ -24,14 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"rcp: {message}", file=sys.stderr)
-            given.command(given)
+            return given.command(given) or 0
     except (ValueError, OSError, MemoryError, WeightsError) as error:
         print(f"rcp: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("rcp: interrupted; given again, `rcp run` goes on behind the last full epoch", file=sys.stderr)
+        print("rcp: interrupted; given again, `rcp run` goes on behind the last full epoch, a grid behind its last cell", file=sys.stderr)
         return 130
-    return 0
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -157,6 +157,14 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def _data(given: argparse.Namespace) -> int:
+    found = census.check(given.dir, deep=given.deep, layout=given.layout)
+    print(found)
+    if given.json:
+        write_json(given.json, found.as_json())
+    return 0 if found.ok else 1
+
+
 def _synthetic(given: argparse.Namespace) -> None:
     root = synthetic.write_with_bar(given.dir, seed=given.seed)
     print(f"written to {root}: {', '.join(synthetic.CATEGORIES)}")
@@ -183,5 +191,7 @@ COMMANDS = {
     "compare": _compare,
     "predict": _predict,
     "synthetic": _synthetic,
+    "data": _data,
+    "experiments": experiments,
     "bench": _bench,
 }

@@ -11,11 +11,13 @@ from rcp.backbones import PRESETS
 from rcp.bench import SUITES
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import PROTOCOLS
+from rcp.experiments.command import add_options
 from rcp.features import STORED
 from rcp.memory import SEARCHES
 
 Command = Callable[[argparse.Namespace], None]
 
+LAYOUTS = ("auto", "mvtec", "btad", "visa", "folder")
 BACKBONES = "\n".join(f"  {name:20} {preset.tag:32} {preset.note}" for name, preset in PRESETS.items())
 
 OVERVIEW = """\
@@ -52,6 +54,11 @@ Score images with a saved detector. For each image: its score, the verdict again
 --false-alarm-rate of normal images are expected to exceed (from held-out training images), and a heat map as PNG.
 """
 
+CENSUS = """\
+Tell what DIR holds: layout, categories, counts per split and defect against the official ones, and each oddity. The exit
+status is 1 if something would spoil numbers: unreadable files, missing masks, test images among the training ones.
+"""
+
 COMPARE = """\
 Fit PatchCore, ReConPatch with an untrained layer, and ReConPatch on the same features with the same seeds, and print one
 table: mean ± standard deviation over seeds. This is the command behind the tables of the README.
@@ -72,6 +79,8 @@ def parser(does: Mapping[str, Command]) -> argparse.ArgumentParser:
     _compare_options(_command(commands, "compare", "three detectors, several seeds, one table", COMPARE))
     _predict_options(_command(commands, "predict", "score images with a saved detector", PREDICT))
     _synthetic_options(commands.add_parser("synthetic", help="write the embedded data as files", **PAGE))
+    add_options(commands.add_parser("experiments", help="measure a grid of experiments, resumable, here or on a cluster", **PAGE))
+    _data_command_options(_command(commands, "data", "what a folder of images holds, and what is odd about it", CENSUS))
     _bench_options(commands.add_parser("bench", help="time the stages on this machine", **PAGE))
     for name, command in does.items():
         commands.choices[name].set_defaults(command=command)
@@ -95,7 +104,7 @@ def _data_options(parser: argparse.ArgumentParser, several: bool) -> None:
     action = "append" if several else "store"
     group.add_argument("--category", metavar="NAME", action=action, help="e.g. bottle" + ("; repeatable" * several))
     group.add_argument(
-        "--layout", choices=("auto", "mvtec", "btad", "visa", "folder"), default="auto", help="default: find out"
+        "--layout", choices=LAYOUTS, default="auto", help="default: find out"
     )
 
 
@@ -185,6 +194,14 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--false-alarm-rate", type=_rate, default=0.05, metavar="SHARE", help="for the limit, default 0.05")
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weight file, if it lies elsewhere now")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+
+
+def _data_command_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check",))
+    parser.add_argument("dir", metavar="DIR", help="MVTec AD, BTAD or VisA, or a folder of good images")
+    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: find out")
+    parser.add_argument("--deep", action="store_true", help="decode every image, too, to find damaged ones")
+    parser.add_argument("--json", metavar="FILE", help="write what was found, too")
 
 
 def _synthetic_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("detectors", "bench", "course")
+PACKAGES = ("detectors", "bench", "course", "experiments", "published", "reproduce")
 
 
 def pins(*extras: str) -> list[str]:
@@ -63,10 +63,11 @@ def test_the_rooms_stay_readable():
 def test_data_flows_one_way():
     """No room imports one that stands above it; plots and widgets are for notebooks and commands alone."""
     order = [
-        "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
-        "distances", "data", "images", "backbones", "features", "similarity", "loss",
+        "published", "official", "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
+        "miniatures", "distances", "data", "images", "census", "quality", "backbones", "features", "similarity", "loss",
         "checkpoint", "adamp", "head", "coreset", "partitioned", "memory", "scoring", "calibration", "metrics", "modelfile", "detectors",
-        "evaluation", "estimate", "comparison", "plots", "widgets", "course", "run", "bench", "options", "cli",
+        "ports", "probes", "presets", "evaluation", "estimate", "comparison", "experiments", "plots", "plots_paper", "reproduce",
+        "widgets", "course", "run", "bench", "options", "cli",
     ]  # fmt: skip
     for path in (ROOT / "rcp").rglob("*.py"):
         room = path.parent.name if path.parent.name in PACKAGES else path.stem

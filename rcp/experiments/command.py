@@ -1,0 +1,107 @@
+"""The command `rcp experiments`: its options, and what it does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rcp.experiments.collection import collect
+from rcp.experiments.gridfile import read_grid
+from rcp.experiments.results import Results
+from rcp.experiments.runner import Machine, plan, run_grid
+
+GRIDS = Path(__file__).parent / "grids"
+FAILURES = 3  # the exit status if a cell failed
+ABOUT = f"""\
+Measure a grid of data × categories × backbones × methods × seeds, from a short TOML file, and write one result file a cell
+into --out. A second run does only what is missing; a killed one loses at most the cell in flight. A cell that fails is
+recorded with its error, the rest goes on, and the exit status is {FAILURES}.
+
+grids that come along: {', '.join(sorted(path.stem for path in GRIDS.glob('*.toml')))}
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options of the command."""
+    parser.description = ABOUT
+    parser.add_argument("grid", metavar="GRID", help="a TOML file, or the name of a grid that comes along")
+    parser.add_argument("--out", metavar="DIR", default="runs/experiments", help="for the results, default runs/experiments")
+    parser.add_argument("--collect", metavar="FILE", help="write all results of the grid into one JSON file, too")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what is there and what is missing")
+    add_place_options(parser)
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options that say where data lie and where cells are computed."""
+    parser.add_argument(
+        "--data", metavar="NAME=DIR", action="append", default=[], type=_pair, help="where a data set lies; repeatable"
+    )
+    add_machine_options(parser)
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options that say where and how cells are computed."""
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side, default 1")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that sees DIR: tcp://host:8786, or its file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="of each worker; features beyond it wait in a file")
+
+
+def machine(given: argparse.Namespace) -> Machine:
+    """Return how cells are computed, by the options."""
+    for name in ("jobs", "threads"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
+    if given.max_memory is not None and given.max_memory <= 0:
+        raise ValueError(f"--max-memory must be positive, got {given.max_memory}")
+    return Machine(given.device, given.threads, int(given.max_memory * 1e9) if given.max_memory else None)
+
+
+def experiments(given: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
+    path = Path(given.grid)
+    if not path.is_file() and (GRIDS / f"{given.grid}.toml").is_file():
+        path = GRIDS / f"{given.grid}.toml"
+    grid, out = read_grid(path), Path(given.out)
+    groups = plan(grid, dict(given.data), out)
+    total = sum(len(group.cells) for group in groups)
+    print(f"{grid.title}: {total} cells that share {len(groups)} sets of features", file=sys.stderr)
+    if given.dry_run:
+        names = [name for group in groups for name in group.names]
+        done, failed = Results(out).done(names), Results(out).failed(names)
+        print(f"{len(done)} are there, {len(failed - done)} failed the last time, {total - len(done | failed)} were never tried")
+        return 0
+    outcome = run(groups, out, given)
+    if given.collect:
+        collect(grid, groups, out, given.collect)
+    return report(outcome, out)
+
+
+def run(groups, out: Path, given: argparse.Namespace):
+    """Have the cells measured, here or on a cluster."""
+    if given.scheduler:
+        from rcp.experiments.cluster import run_on_cluster  # Dask is an extra
+
+        return run_on_cluster(groups, out, given.scheduler, machine=machine(given), say=_say)
+    return run_grid(groups, out, machine=machine(given), jobs=given.jobs, say=_say)
+
+
+def report(outcome, out: Path) -> int:
+    """Say how it ended; return the exit status."""
+    print(f"{len(outcome.done)} results in {out}")
+    for name in outcome.failed:
+        print(f"failed: {out / name}.failed.json: {Results(out).error(name)}", file=sys.stderr)
+    return FAILURES if outcome.failed else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR, got {text!r}")
+    return name, folder
