@@ -16,6 +16,7 @@ from rcp.comparison import as_csv, caption, compare, markdown
 from rcp.evaluation import METRICS
 from rcp.experiments.command import experiments
 from rcp.files import write_atomically, write_json
+from rcp.reproduce.command import reproduce
 from rcp.run import run
 
 
@@ -193,5 +194,6 @@ COMMANDS = {
     "synthetic": _synthetic,
     "data": _data,
     "experiments": experiments,
+    "reproduce": reproduce,
     "bench": _bench,
 }

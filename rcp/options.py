@@ -11,9 +11,10 @@ from rcp.backbones import PRESETS
 from rcp.bench import SUITES
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import PROTOCOLS
-from rcp.experiments.command import add_options
+from rcp.experiments.command import add_options as experiments_options
 from rcp.features import STORED
 from rcp.memory import SEARCHES
+from rcp.reproduce.command import add_options as reproduce_options
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -79,7 +80,8 @@ def parser(does: Mapping[str, Command]) -> argparse.ArgumentParser:
     _compare_options(_command(commands, "compare", "three detectors, several seeds, one table", COMPARE))
     _predict_options(_command(commands, "predict", "score images with a saved detector", PREDICT))
     _synthetic_options(commands.add_parser("synthetic", help="write the embedded data as files", **PAGE))
-    add_options(commands.add_parser("experiments", help="measure a grid of experiments, resumable, here or on a cluster", **PAGE))
+    experiments_options(commands.add_parser("experiments", help="measure a grid of experiments, resumable, here or on a cluster", **PAGE))
+    reproduce_options(commands.add_parser("reproduce", help="the paper's tables and figures, published beside measured", **PAGE))
     _data_command_options(_command(commands, "data", "what a folder of images holds, and what is odd about it", CENSUS))
     _bench_options(commands.add_parser("bench", help="time the stages on this machine", **PAGE))
     for name, command in does.items():

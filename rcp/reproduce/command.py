@@ -1,0 +1,209 @@
+"""The command `rcp reproduce`: its options, and what it does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import timm
+
+from rcp import data as datasets
+from rcp import miniatures
+from rcp.backbones import PRESETS as BACKBONES
+from rcp.experiments import Results, plan
+from rcp.experiments.collection import collect, read_rows
+from rcp.experiments.command import FAILURES, add_machine_options, machine, report, run
+from rcp.experiments.watch import Group
+from rcp.features import STORED
+from rcp.reproduce import render, words
+from rcp.reproduce.compare import Failure, Table, compare
+from rcp.reproduce.cost import check_images, predict
+from rcp.reproduce.figures import FIGURES
+from rcp.reproduce.pictures import draw
+from rcp.reproduce.setup import DATA, QUICK, QUICK_SEEDS, SEEDS, TITLES, Setup
+from rcp.reproduce.sheet import Sheet
+from rcp.reproduce.tables import misfit, sheet
+from rcp.store import MemoryLimit
+
+TABLES = tuple(f"table{number}" for number in range(1, 8))
+DRAWN = tuple(FIGURES)
+CELLS = "cells"  # below --out: a result file a cell
+ABOUT = f"""\
+Measure the tables and figures of the ReConPatch paper and write each table with the published numbers beside the measured ones: mean and standard
+deviation over seeds, the difference, and the reason where it is known, as Markdown, CSV and LaTeX. A second run does only
+what is missing; a killed one loses at most the cell in flight. A cell that fails is a dash in the table, and the exit status
+is {FAILURES}. ReConPatch always stands beside PatchCore and an untrained f on the same features.
+"""
+EXAMPLES = """\
+tables: 1 coreset, 2 width of f, 3 patch size and levels, 4 image quality, 5 categories, 6 ensembles (MVTec AD), 7 BTAD
+figures: 3 UMAP over the epochs, 4 histogram of image scores with d', 5 contours of maps; each drawn from its result file
+
+examples:
+  rcp reproduce table5 --data mvtec DIR                       the paper's Table 5, on its backbones
+  rcp reproduce table7 --data btad DIR --backbone embedded    without fetching weights
+  rcp reproduce all --data synthetic DIR --quick              the whole path, on drawn pictures
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options of the command."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.add_argument("what", nargs="+", metavar="WHAT", choices=(*TABLES, *DRAWN, "all"), help=f"{', '.join((*TABLES, *DRAWN))}, or all")
+    parser.add_argument(
+        "--data", nargs=2, metavar=("NAME", "DIR"), required=True,
+        help=f"one of {', '.join(DATA)}, and where it lies; synthetic is drawn there if it is not",
+    )  # fmt: skip
+    parser.add_argument("--category", metavar="NAME", action="append", help="only this one; repeatable; default all that are found")
+    parser.add_argument("--backbone", metavar="NAME", help="paper, embedded, or a backbone's name; default paper, with --quick embedded")
+    parser.add_argument(
+        "--weights", metavar="[NAME=]FILE", action="append", default=[],
+        help="a local weight file, of backbone NAME where a table has several; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"seeds 0 … N-1, default {SEEDS}, with --quick {QUICK_SEEDS}")
+    parser.add_argument(
+        "--stored", choices=tuple(STORED), help="how features are kept; default float32 at 224 px with s = 3, else float16"
+    )
+    parser.add_argument(
+        "--quick", action="store_true",
+        help=f"{QUICK['epochs']} epochs of {QUICK['steps']} steps: tries the path, and its tables say so",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", default="runs/reproduce", help="for tables and results, default runs/reproduce")
+    add_machine_options(parser)
+
+
+def reproduce(given: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
+    machine(given)  # a wrong number is told before the work
+    setup, root = _setup(given)
+    out = Path(given.out)
+    sheets = _sheets(given.what, setup)
+    _say_costs(sheets, setup, root)
+    plans = [plan(one.grid, {setup.data: root}, out / CELLS) for one in sheets]
+    outcome = run(merged(plans), out / CELLS, given) if sheets else None
+    for one, groups in zip(sheets, plans, strict=True):
+        table = finish(one, groups, setup, root, out)
+        print(f"table{table.number}: {', '.join(path.as_posix() for path in render.write(table, out))}")
+    figures = [one for one in DRAWN if one in given.what or "all" in given.what]
+    where = machine(given)
+    limit = MemoryLimit(where.max_memory, out if where.max_memory else None)
+    for path in draw(figures, setup, root, out, device=where.device, limit=limit, say=_say):
+        print(path.as_posix())
+    return report(outcome, out / CELLS) if sheets else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def finish(one: Sheet, groups: list[Group], setup: Setup, root: Path, out: Path) -> Table:
+    """Return the table of what has been measured so far; its cells are collected into out/table<n>.json.
+
+    Args:
+        one, groups: the sheet and its plan.
+        setup: what was asked for.
+        root: the data.
+        out: where the cells lie in `cells`.
+    """
+    results = Results(out / CELLS)
+    rows = read_rows(collect(one.grid, groups, out / CELLS, out / f"table{one.number}.json"))
+    every = [(cell, name) for group in groups for cell, name in zip(group.cells, group.names, strict=True)]
+    lost = results.failed(name for _, name in every) - results.done(name for _, name in every)
+    failures = [Failure(cell.names(), results.error(name)) for cell, name in every if name in lost]
+    drawn = setup.data == "synthetic" or words.is_miniature(root)
+    caption = words.caption(one, setup, miniature=drawn)
+    return compare(one, setup, rows, failures, caption, words.reasons(one, setup, root, miniature=drawn))
+
+
+def merged(plans: list[list[Group]]) -> list[Group]:
+    """Return the groups of several tables as one list: what they share is computed once.
+
+    Args:
+        plans: of each table, from `rcp.experiments.plan`.
+    """
+    found: dict[tuple, dict] = {}
+    for group in (group for groups in plans for group in groups):
+        first = group.cells[0]
+        cells = found.setdefault((group.root, first.data, first.category, first.features), {})
+        for cell, name in zip(group.cells, group.names, strict=True):
+            cells.setdefault(name, cell)
+    return [Group(root, tuple(cells.values()), tuple(cells)) for (root, *_), cells in found.items()]
+
+
+def _setup(given: argparse.Namespace) -> tuple[Setup, Path]:
+    name, root = given.data[0], Path(given.data[1])
+    if name not in DATA:
+        raise ValueError(f"--data: {name!r} is none of {', '.join(DATA)}; say the name and then the folder: --data mvtec DIR")
+    if given.seeds is not None and given.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {given.seeds}")
+    if name == "synthetic":
+        miniatures.mvtec(root)
+    seeds = given.seeds or (QUICK_SEEDS if given.quick else SEEDS)
+    backbone = given.backbone or ("embedded" if given.quick else "paper")
+    setup = Setup(
+        name, _categories(name, root, given.category), backbone, _weights(given.weights), tuple(range(seeds)), given.quick, given.stored
+    )
+    return setup, root
+
+
+def _categories(name: str, root: Path, wanted: list[str] | None) -> tuple[str, ...]:
+    """Those to measure, in the order of the release."""
+    found = datasets.categories(root)
+    for one in wanted or ():
+        if one not in found:
+            raise ValueError(f"--category: there is no {one!r} in {root}; it has {', '.join(found) or 'no category'}")
+        if one not in DATA[name]:
+            raise ValueError(f"--category: {one!r} is no category of {TITLES[name]}; for other data take `rcp experiments`")
+    own = tuple(one for one in DATA[name] if one in (wanted or found))
+    if not own:
+        raise ValueError(
+            f"--data {name}: none of {root}'s categories ({', '.join(found) or 'none'}) is one of {TITLES[name]}: "
+            "check the folder, or take `rcp experiments` for other data"
+        )
+    if wanted is None and (others := [one for one in found if one not in own]):
+        print(f"left out, as {TITLES[name]} has no such category: {', '.join(others)}", file=sys.stderr)
+    return own
+
+
+def _weights(texts: list[str]) -> dict[str, str]:
+    """Backbone → file; "" for one that is given without a name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, file = text.partition("=")
+        name, file = (name, file) if sign and name.partition(".")[0] in _models() else ("", text)
+        if name in found or (found and "" in (name, *found)):
+            raise ValueError(f"--weights {text}: given several times, each must name another backbone: --weights NAME=FILE")
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"--weights: there is no file {file}")
+        found[name] = file
+    return found
+
+
+def _models() -> set[str]:
+    return {*BACKBONES, *timm.list_models()}
+
+
+def _sheets(what: list[str], setup: Setup) -> list[Sheet]:
+    numbers = [int(one.removeprefix("table")) for one in dict.fromkeys(what) if one in TABLES]
+    if "all" not in what:
+        return [sheet(number, setup) for number in numbers]
+    found = []
+    for number in range(1, 8):
+        why = None if number in numbers else misfit(number, setup)
+        if why:
+            print(f"left out: {why}", file=sys.stderr)
+        else:
+            found.append(sheet(number, setup))
+    return found
+
+
+def _say_costs(sheets: list[Sheet], setup: Setup, root: Path) -> None:
+    images = {}
+    for name in setup.categories:
+        category = datasets.find(root, name)
+        images[name] = (len(category.train), len(category.test))
+    check_images(setup.data, images)
+    loaded: dict = {}
+    for one in sheets:
+        print(predict(one, images, loaded), file=sys.stderr)
+

@@ -1,0 +1,106 @@
+"""What a table will take, said before the work: cells, and bytes of features at this size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rcp.backbones import Backbone, WeightsError, load_backbone
+from rcp.estimate import size
+from rcp.experiments import Cell
+from rcp.features import STORED, FeatureSettings
+from rcp.reproduce.sheet import Sheet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A prediction for one table.
+
+    Attributes:
+        number: of the table.
+        cells, groups: how many results, and sets of features that they share.
+        largest: of each set of features: what it is, the largest category, bytes of its training and test features.
+        copies: images that are written degraded, for Table 4.
+    """
+
+    number: int
+    cells: int
+    groups: int
+    largest: tuple[tuple[str, str, int], ...]
+    copies: int
+
+    def __str__(self) -> str:
+        lines = [f"table{self.number}: {self.cells} cells that share {self.groups} sets of features; of these, in bytes at most:"]
+        lines += [f"  {what}: {size(count)} ({category})" for what, category, count in self.largest]
+        if self.copies:
+            lines.append(f"  and {self.copies} degraded copies of images on disk, at their full size")
+        return "\n".join(lines)
+
+
+def predict(sheet: Sheet, images: Mapping[str, tuple[int, int]], loaded: dict[FeatureSettings, tuple[int, int]]) -> Cost:
+    """Return what a table will take.
+
+    Args:
+        sheet: the table.
+        images: category → number of training and test images.
+        loaded: settings → finest stride and numbers a patch; what is not in it yet is loaded and put there.
+
+    Raises:
+        WeightsError: if the weights of a backbone cannot be had; the message says what to do.
+    """
+    cells = sheet.grid.cells(lambda data: list(images))
+    largest = {}
+    for features in dict.fromkeys(cell.features for cell in cells):
+        counts = {name: sum(images[name]) * sum(_bytes(one, loaded) for one in features) for name in images}
+        name = max(counts, key=counts.get)
+        largest[_what(features, loaded)] = (_what(features, loaded), name, counts[name])
+    groups = {(cell.data, cell.category, cell.features) for cell in cells}
+    return Cost(sheet.number, len(cells), len(groups), tuple(largest.values()), _copies(cells, images))
+
+
+def _bytes(features: FeatureSettings, loaded: dict[FeatureSettings, tuple[int, int]]) -> int:
+    """Of one image."""
+    if features not in loaded:
+        loaded[features] = _stride_and_width(features)
+    (h, w), width = _patches(features, loaded[features][0]), loaded[features][1]
+    return h * w * width * STORED[features.stored].itemsize
+
+
+def _stride_and_width(features: FeatureSettings) -> tuple[int, int]:
+    try:
+        backbone: Backbone = load_backbone(
+            features.backbone, levels=features.levels, strides=features.strides, pretrained=features.pretrained,
+            weights=features.weights,
+        )  # fmt: skip
+    except WeightsError as error:
+        if features.weights:  # the file is what is wrong
+            raise
+        raise WeightsError(
+            f"the weights of {features.backbone} cannot be had on this machine: connect once to the internet, give a local file "
+            f"with --weights {features.backbone}=FILE, or take --backbone embedded, whose numbers do not compare with the paper's"
+        ) from error
+    return backbone.strides[0], features.pooled_width if features.merge == "pool" else sum(backbone.channels)
+
+
+def _patches(features: FeatureSettings, stride: int) -> tuple[int, int]:
+    h, w = features.crop if isinstance(features.crop, tuple) else (features.crop, features.crop)
+    return -(-h // stride), -(-w // stride)
+
+
+def _what(features: Sequence[FeatureSettings], loaded: dict[FeatureSettings, tuple[int, int]]) -> str:
+    h, w = _patches(features[0], loaded[features[0]][0])
+    widths = " + ".join(str(loaded[one][1]) for one in features)
+    return f"{' + '.join(one.backbone for one in features)}, {h}x{w} patches x {widths} numbers, {features[0].stored}"
+
+
+def _copies(cells: Sequence[Cell], images: Mapping[str, tuple[int, int]]) -> int:
+    degraded = {(cell.data.sides, cell.category) for cell in cells if cell.data.quality}
+    counted = {"train": lambda n: n[0], "test": lambda n: n[1], "both": sum}
+    return sum(counted[sides](images[name]) for sides, name in degraded)
+
+
+def check_images(data: str, images: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError if a category has no test images, before anything is computed."""
+    empty = [name for name, (_, test) in images.items() if test == 0]
+    if empty:
+        raise ValueError(f"{empty[0]} of --data {data} has no test images: nothing can be measured")
