@@ -49,7 +49,8 @@ def collect(grid: Grid, groups: Sequence[Group], folder: str | Path, path: str |
         images: keep the score of every test image, too.
 
     Returns:
-        The path. Cells without a result are counted in the file as missing.
+        The path. Cells without a result are counted in the file as missing. A result that two methods of the grid ask for
+        is there under both names.
     """
     results, rows, missing, versions = Results(folder), [], 0, []
     for group in groups:
@@ -60,7 +61,8 @@ def collect(grid: Grid, groups: Sequence[Group], folder: str | Path, path: str |
                 record = results.read(name)
                 rows.append({"address": name} | cell.names() | _short(record, images))
                 versions.append(record["versions"])
-    common = {key: sorted({one[key] for one in versions}) for key in (versions[0] if versions else {})}
+    keys = sorted({key for one in versions for key in one})
+    common = {key: sorted({one.get(key, "not told") for one in versions}) for key in keys}
     head = {
         "schema": SCHEMA, "title": grid.title, "protocol": grid.protocol, "missing": missing,
         "versions": {key: values[0] if len(values) == 1 else values for key, values in common.items()},
@@ -94,8 +96,15 @@ def read_rows(path: str | Path) -> list[Row]:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "rows" not in content:
         raise ValueError(f"{path} is no collection of results of schema {SCHEMA}: collect them anew")
+    try:
+        return _rows(content["rows"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): collect the results anew") from error
+
+
+def _rows(cells: list[dict[str, Any]]) -> list[Row]:
     rows = []
-    for cell in content["rows"]:
+    for cell in cells:
         names = {key: cell[key] for key in ("data", "category", "backbone", "method", "varied", "seed")}
         for epoch, state in cell.get("snapshots", {}).items():
             rows.append(Row(**names, epoch=int(epoch), metrics=state["metrics"], probes=state.get("probes", {}), last=False))

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = ABOUT
     parser.add_argument("grid", metavar="GRID", help="a TOML file, or the name of a grid that comes along")
     parser.add_argument("--out", metavar="DIR", default="runs/experiments", help="for the results, default runs/experiments")
-    parser.add_argument("--collect", metavar="FILE", help="write all results of the grid into one JSON file, too")
+    parser.add_argument("--collect", metavar="FILE", help="write all results that are there into one JSON file, too")
     parser.add_argument("--dry-run", action="store_true", help="only tell what is there and what is missing")
     add_place_options(parser)
 
@@ -72,11 +72,12 @@ def experiments(given: argparse.Namespace) -> int:
         names = [name for group in groups for name in group.names]
         done, failed = Results(out).done(names), Results(out).failed(names)
         print(f"{len(done)} are there, {len(failed - done)} failed the last time, {total - len(done | failed)} were never tried")
-        return 0
-    outcome = run(groups, out, given)
+        status = 0
+    else:
+        status = report(run(groups, out, given), out)
     if given.collect:
-        collect(grid, groups, out, given.collect)
-    return report(outcome, out)
+        print(f"collected in {collect(grid, groups, out, given.collect)}")
+    return status
 
 
 def run(groups, out: Path, given: argparse.Namespace):

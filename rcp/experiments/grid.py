@@ -15,10 +15,13 @@ from typing import Any
 
 from rcp.detectors import BankSettings
 from rcp.detectors.patchcore import VARIANTS
+from rcp.detectors.reduced import METHODS
 from rcp.evaluation import PROTOCOLS
 from rcp.features import FeatureSettings
 from rcp.head import TrainSettings
+from rcp.ports import BUGS
 from rcp.quality import QUALITIES, SIDES, Quality
+from rcp.scoring import REWEIGHTS
 
 EMBEDDED = "embedded"  # the one data set that needs no folder
 OPTIONS = {  # detector → what it can be told besides features, bank and training, with the defaults
@@ -28,6 +31,7 @@ OPTIONS = {  # detector → what it can be told besides features, bank and train
     "ported": {"bug": None, "reweight": "patch"},
 }
 TRAINED = ("reconpatch", "ported")
+CHOICES = {"variant": tuple(VARIANTS), "method": METHODS, "reweight": REWEIGHTS, "bug": (None, *BUGS)}
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,10 @@ class Grid:
         for key, value in varied.items():
             part, name = key.split(".")
             given[part][name] = value
+        for name, value in given["options"].items():
+            if name in CHOICES and value not in CHOICES[name]:
+                known = ", ".join(map(str, CHOICES[name]))
+                raise ValueError(f"method {method.name!r}: {name} must be one of {known}, got {value!r}")
         try:
             bases = [self.backbones[name] for name in (method.members or (backbone,))]
             features = tuple(replace(base, **given["features"]) for base in bases)

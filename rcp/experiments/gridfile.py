@@ -55,7 +55,7 @@ def read_grid(path: str | Path) -> Grid:
 def _grid(content: dict[str, Any]) -> Grid:
     where = "the file"
     _known(content, _names(Grid), where)
-    _types(content, where, title=str, protocol=str, bank=dict, training=dict, seeds=list)
+    _types(content, where, {"title": str, "protocol": str, "bank": dict, "training": dict, "seeds": list})
     backbones: dict[str, FeatureSettings] = {}
     for table in _tables(content, "backbones"):
         name, features = _backbone(table)
@@ -74,7 +74,7 @@ def _grid(content: dict[str, Any]) -> Grid:
 def _data(table: dict[str, Any]) -> Data:
     where = f"[[data]] {table.get('name', '')!r}"
     _known(table, _names(Data), where)
-    _types(table, where, name=str, categories=list, quality=(str, dict), sides=str)
+    _types(table, where, {"name": str, "categories": list, "quality": (str, dict), "sides": str})
     name, names, quality = _needed(table, "name", where), table.get("categories"), table.get("quality")
     if isinstance(quality, str):
         if quality not in QUALITIES:
@@ -92,15 +92,16 @@ def _data(table: dict[str, Any]) -> Data:
 def _backbone(table: dict[str, Any]) -> tuple[str, FeatureSettings]:
     where = f"[[backbones]] {table.get('name', '')!r}"
     _known(table, _names(FeatureSettings) | {"name"}, where)
-    _types(table, where, name=str)
+    _types(table, where, {"name": str})
     return _needed(table, "name", where), _made(FeatureSettings, {k: v for k, v in table.items() if k != "name"}, where)
 
 
 def _method(table: dict[str, Any]) -> Method:
     where = f"[[methods]] {table.get('name', '')!r}"
     own = _names(Method) - {"options"}
-    _types(table, where, name=str, detector=str, member=str, features=dict, bank=dict, training=dict, vary=dict,
-           snapshots=list, members=list, data=list, backbones=list, seeds=list)  # fmt: skip
+    _types(table, where, {key: str for key in ("name", "detector", "member")}
+           | {key: dict for key in ("features", "bank", "training", "vary")}
+           | {key: list for key in ("snapshots", "members", "data", "backbones", "seeds")})  # fmt: skip
     name, detector = _needed(table, "name", where), _needed(table, "detector", where)
     options = set(OPTIONS.get(detector, ())) if detector != "ensemble" else {"member", *itertools.chain(*OPTIONS.values())}
     _known(table, own | options, where)
@@ -125,7 +126,7 @@ def _made(kind: type, given: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _types(table: Mapping[str, Any], where: str, **kinds: type | tuple[type, ...]) -> None:
+def _types(table: Mapping[str, Any], where: str, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
     """Each value must be what is expected of its key, where the key is there."""
     words = {str: "a text", list: "a list", dict: "a table", (str, dict): "a text or a table"}
     for key, kind in kinds.items():

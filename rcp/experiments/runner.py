@@ -231,8 +231,8 @@ def _run_processes(watcher: Watcher, folder: str, machine: Machine, jobs: int) -
                 "take fewer jobs, or a bound on memory, if it dies again"
             ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            there.close()  # ends the workers at once
+            there.close()  # ends the workers at once, so that there is not long to wait for
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -80,6 +80,7 @@ class Watcher:
         self.seen_failures: set[str] = set()
         self.seconds: dict[str, float] = {name: results.read(name)["seconds"] for name in self.finished}
         self.spent, self.started = 0.0, None  # seconds in cells of this run, and when the first of them began
+        self.noted: set[str] = set()
         self.bar = progress.bar("cells", len(self.cells), "cell")
 
     def __enter__(self) -> Watcher:
@@ -126,6 +127,12 @@ class Watcher:
                 continue  # overtaken by the result of a second worker
             self.seen_failures.add(name)
             self._tell(name, f"FAILED: {error}", 1)
+
+    def note(self, line: str) -> None:
+        """Say something about the whole run, once."""
+        if self.say and line not in self.noted:
+            self.noted.add(line)
+            self.say(line)
 
     def outcome(self) -> Outcome:
         """Return how it ended."""
@@ -183,7 +190,7 @@ def spread(groups: list[Group], workers: int) -> list[Group]:
         groups: features are computed once a part, so parts are not made smaller than that takes: half a worker's share.
         workers: how many work side by side; 1 leaves the groups as they are.
     """
-    if workers == 1:
+    if workers <= 1:
         return list(groups)
     total = sum(len(group.cells) for group in groups)
     largest = max(1, -(-total // (2 * workers)))
