@@ -14,9 +14,9 @@
 # %% [markdown] tags=["slide"]
 # # 09 · Pictures of the feature space
 #
-# **Goal.** We redraw three figures of the ReConPatch paper from our own run: the UMAP of patch features over the epochs
+# **Goal.** We redraw three figures of the ReConPatch paper from our own runs: the UMAP of patch features over the epochs
 # (Figure 3), the histogram of image scores with d' (Figure 4), the contours (Figure 5). For each we ask what can be read
-# from it, and what cannot.
+# from it, and what cannot. The figures come from result files of long trainings; beside each we compute a short version live.
 #
 # **Time.** 30 minutes to teach, about 50 s to run (a quarter of that is UMAP, which compiles itself at its first call).
 #
@@ -43,13 +43,16 @@ import numpy as np
 import rcp  # before torch: it asks waiting threads to sleep
 import torch
 from IPython.display import Markdown
-from rcp import course, metrics, plots
+from rcp import course, hits, metrics, plots_paper
 from rcp.course import feature_checks as check
 from rcp.course import feature_map as lesson
 from rcp.course import feature_scores as judged
 from rcp.distances import distances
+from rcp.experiments.measure import Material
 from rcp.head import Head, train_head
 from rcp.memory import nearest_neighbours
+from rcp.positions import neighbour_agreement, positions, separation
+from rcp.reproduce.figure_files import found_or_measured
 
 # %% [markdown] tags=["slide"]
 # ## 1 · What UMAP keeps: fuzzy neighbours (6 min)
@@ -278,7 +281,7 @@ extractor = rcp.PatchExtractor(rcp.FeatureSettings("efficientnet_lite0"))
 train, test = extractor.extract(category.train), extractor.extract(category.test)  # (n, H, W, C)
 
 n, h, w, _ = train.values.shape
-places = lesson.positions(h, w)
+places = positions(h, w)
 four = torch.cat([train.values[:, r, c] for r, c in places])  # (4n, C), position by position
 position = torch.arange(4).repeat_interleave(n)  # (4n,)
 print(f"{course.source(category)}: {n} images, grid {h} × {w}, positions {places}, rows {tuple(four.shape)}")
@@ -306,7 +309,7 @@ for i in range(4):
     for j in range(i):
         (within if pairs[i] == pairs[j] else between).append(float((toy[i] - toy[j]).norm()))
 
-assert np.allclose((np.mean(within), np.mean(between)), lesson.separation(toy, pairs))
+assert np.allclose((np.mean(within), np.mean(between)), separation(toy, pairs))
 print(f"within {np.mean(within)}, between {np.mean(between)}, ratio {np.mean(between) / np.mean(within):.2f}")
 
 
@@ -358,7 +361,7 @@ for f in weights:
 
 
 def ratio(rows):
-    within, between = lesson.separation(torch.as_tensor(rows), position)
+    within, between = separation(torch.as_tensor(rows), position)
     return between / within
 
 
@@ -369,11 +372,11 @@ drawn_ratios = [ratio(coords) for coords in layouts]  # the same in the pictures
 labels, stops = [str(place) for place in places], (0, 1, half, last)
 shown = {"PatchCore": patchcore} | {f"epoch {e}": layouts[e] for e in stops}
 four_ratios = [ratio(four)] + [ratios[e] for e in stops]
-course.keep(lesson.epochs_figure(shown, four_ratios, position, labels), "09_umap_epochs")
+course.keep(plots_paper.stages_figure(shown, four_ratios, position, labels), "09_umap_epochs")
 
 # %% tags=["hide-input"]
 Markdown(
-    f"*After ReConPatch, Figure 3; {course.source(category)}, {n} training images, EfficientNet-Lite0; {last} epochs of "
+    f"*Our short run; {course.source(category)}, {n} training images, EfficientNet-Lite0; {last} epochs of "
     f"{training.steps} steps of {training.batch_size} patches at rate {training.learning_rate:g}. UMAP: 15 neighbours, "
     "200 rounds, seed 0, each epoch started from the one before. Coordinates have no unit. Below each panel: a number of "
     "the feature space, not of the picture.*"
@@ -391,8 +394,8 @@ lesson.epochs_explorer(patchcore, layouts, curves, ratio(four), position, labels
 
 # %% tags=["sub"]
 def line(name, rows, coords=None):
-    within, between = lesson.separation(rows, position)
-    agree = lesson.neighbour_agreement(rows, position)
+    within, between = separation(rows, position)
+    agree = neighbour_agreement(rows, position)
     drawn = "–" if coords is None else f"{ratio(coords):.2f}"
     return f"| {name} | {within:.1f} | {between:.1f} | **{between / within:.2f}** | {agree:.4f} | {drawn} |"
 
@@ -411,7 +414,7 @@ untrained = torch.tensor([ratio(four @ f.detach().T) for f in drawn_f])
 print(f"ten untrained f: between / within {untrained.mean():.2f} ± {untrained.std():.2f}")
 
 # %% tags=["sub", "hide-input"]
-agree = [lesson.neighbour_agreement(rows, position) for rows in (four, four @ weights[-1].T)]
+agree = [neighbour_agreement(rows, position) for rows in (four, four @ weights[-1].T)]
 moved = "rises" if ratios[-1] > ratios[0] else "falls"
 beyond = "more" if abs(ratios[-1] - ratios[0]) > 2 * untrained.std() else "not more"
 Markdown(
@@ -428,6 +431,38 @@ Markdown(
 # contradict Eq. 7: it pulls every pair by its weight $w_{ij}$, which is above zero for different things, too, and pushes only
 # pairs that are nearer than the margin, with margin 1 nearer than the *mean* distance. Far pairs are never pushed. And what
 # decides detection is not this ratio, but how far a defect is from the nearest normal patch: sections 5 and 6.
+
+# %% [markdown] tags=["slide"]
+# ### The paper's figure, from a long run
+#
+# A training as long as the paper's takes minutes, so it ran beforehand, and left a file with the layouts, all settings, the
+# hash of the weights and the fingerprint of the images. The figure is drawn from that file alone. If there is none for the
+# images at hand (you set `RCP_DATA`, or run this on Colab), a short one is measured now: the caption says what it was.
+
+# %%
+material = Material(category, [extractor], [train], [test])
+folders = ("../figures/results", "../runs/figures")  # where result files may lie; a new one is put into the last
+path = found_or_measured("figure3", material, folders)
+course.keep(plots_paper.figure3(path), "09_umap_figure3")
+
+# %% tags=["sub", "hide-input"]
+file = plots_paper.read(path, "figure3")
+lines = ["| | within | between | **between / within** | 10 nearest agree |", "|---|---|---|---|---|"]
+for row in file["rows"]:
+    numbers = f"{row['within']:.1f} | {row['between']:.1f} | **{row['ratio']:.2f}** | {row['agreement']:.4f}"
+    lines.append(f"| {row['stage']} | {numbers} |")
+Markdown("\n".join([*lines, f"\n*After ReConPatch, Figure 3; {plots_paper.caption(file)}*"]))
+
+# %% tags=["hide-input"]
+start, end = file["rows"][0], file["rows"][-1]
+change = end["ratio"] - start["ratio"]
+size = "less" if abs(change) < 2 * float(untrained.std()) else "more"
+Markdown(
+    f"**What this tells you.** From PatchCore's features to {end['stage']} the ratio goes from {start['ratio']:.2f} to "
+    f"{end['ratio']:.2f}: {size} than twice the spread of ten random f above. The share of neighbours of the same position "
+    f"goes from {100 * start['agreement']:.1f} % to {100 * end['agreement']:.1f} %. The paper takes its figure as a sign that the "
+    "training brings the position into the features; here, look at these numbers, not at the drawn gaps, to see whether it did."
+)
 
 # %% [markdown]
 # ### What the picture does show
@@ -520,7 +555,7 @@ check.check_3(agreement)
 
 # %%
 results = {name: rcp.evaluate(detector, category.test, features=test) for name, detector in fitted.items()}
-masks = judged.masks_of(category.test, results["PatchCore"])  # (n, 224, 224) bool
+masks = hits.masks_of(category.test, results["PatchCore"])  # (n, 224, 224) bool
 share = torch.nn.functional.adaptive_avg_pool2d(torch.as_tensor(masks)[:, None].float(), (h, w))  # of a patch's cell
 
 generator = torch.Generator().manual_seed(0)
@@ -593,17 +628,25 @@ judged.score_explorer(crowd, category.test, results["PatchCore"], picked)
 lines = []
 for name, result in results.items():
     raw = result.scores.image_scores.numpy()
-    assert math.isclose(metrics.dprime(result.labels, raw), metrics.dprime(result.labels, judged.scaled(raw)), rel_tol=1e-4)
+    assert math.isclose(metrics.dprime(result.labels, raw), metrics.dprime(result.labels, plots_paper.scaled(raw)), rel_tol=1e-4)
     auroc = metrics.auroc(result.labels, raw)
     lines.append(f"{name:11} d' {metrics.dprime(result.labels, raw):.2f}, image AUROC {auroc:.3f}")
 print("\n".join(lines))
 
-# %% tags=["slide", "hide-input"]
-course.keep(judged.histogram_figure(results), "09_umap_histogram")
+# %% [markdown]
+# That was one short training. The figure has several seeds of a long one, again from a result file; f is never shown trained
+# without the same f untrained beside it.
+
+# %% tags=["slide"]
+path = found_or_measured("figure4", material, folders)
+course.keep(plots_paper.figure4(path), "09_umap_figure4")
+
+# %% tags=["hide-input"]
+Markdown(f"*After ReConPatch, Figure 4; {plots_paper.caption(plots_paper.read(path, 'figure4'))}*")
 
 # %% [markdown]
-# How sure is such a number? We draw the test images again, with replacement, within each class, 300 times, the same draws
-# for all detectors.
+# What follows ± is the standard deviation over seeds. How sure is such a number for other test images? For our short run we
+# draw the test images again, with replacement, within each class, 300 times, the same draws for all detectors.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -621,10 +664,10 @@ def interval(values):
     return f"{low:.2f} to {high:.2f}"
 
 
-lines = ["| | d', these data | 95 % interval | d', published (MVTec AD bottle) |", "|---|---|---|---|"]
+lines = ["| | d', short run | 95 % interval | d', published (MVTec AD bottle) |", "|---|---|---|---|"]
 for name, result in results.items():
     value = metrics.dprime(labels_of, result.scores.image_scores)
-    published = judged.PUBLISHED_DPRIME.get(name)
+    published = plots_paper.published_dprime().get(name)
     lines.append(f"| {name} | {value:.2f} | {interval(draws[name])} | {f'{published:.2f}' if published else '–'} |")
 gain = np.subtract(draws["ReConPatch"], draws["PatchCore"])
 lines.append(f"\nReConPatch minus PatchCore, draw by draw: 95 % of the differences lie from {interval(gain)}.")
@@ -681,36 +724,34 @@ check.check_4(dprime_9_4)
 # gives the best F1. Nobody has it in production. It is good for pictures only.
 
 # %%
-views, lines = {}, []
-for name in ("PatchCore", "ReConPatch"):
-    maps = results[name].scores.maps.numpy()  # (n, 224, 224)
-    f1, oracle = metrics.f1_threshold(masks, maps)
-    views[name] = (results[name], fitted[name].colour_limits(), oracle)
-    hit, of = judged.peaks_inside(maps, masks)
-    reached = int((maps[results[name].labels == 1] >= oracle).any((1, 2)).sum())
-    lines.append(f"{name:10} oracle threshold {oracle:.1f}, pixel F1 {f1:.3f}; reached in {reached}, ")
-    lines[-1] += f"maximum inside the true outline in {hit} of {of} defective images"
-print("\n".join(lines))
+path = found_or_measured("figure5", material, folders)
+course.keep(plots_paper.figure5(path), "09_umap_figure5")
 
-# %% tags=["slide", "hide-input"]
-chosen = plots.typical(results["PatchCore"])[:5]
-course.keep(judged.contour_figure(category.test, views, masks, chosen), "09_umap_contours")
+# %% tags=["sub"]
+file = plots_paper.read(path, "figure5")
+for name, found in file["detectors"].items():
+    print(f"{name:11} oracle threshold {found['threshold']:.1f}, pixel F1 {found['pixel_f1']:.3f}; of {found['abnormal']}", end=" ")
+    print(f"defective images {found['reached']} reach it, in {found['maximum_inside']} the maximum lies inside the true outline")
 
 # %% tags=["hide-input"]
+found = file["detectors"]["PatchCore"]
 Markdown(
-    f"*After ReConPatch, Figure 5; {course.source(category)}; for each kind the image with PatchCore's median score. One "
-    "colour scale a detector, its lower half is what held-out normal patches score.*"
+    f"*After ReConPatch, Figure 5; {plots_paper.caption(file)} For each kind the image with PatchCore's median score; maps show "
+    "the dotted window.*\n\n**What this tells you.** The dashed line follows the solid one only roughly: a patch sees its "
+    "surroundings, and the maps are smoothed. But count how many defective images reach the threshold at all: with PatchCore "
+    f"{found['reached']} of {found['abnormal']}. F1 over *pixels* is decided by the defects with many and bright pixels, and a faint one "
+    "has no dashed line. \"F1-optimal\" does not mean good for every defect. The cross says where the highest value is even then."
 )
 
+# %%
+views = {}  # for the sliders: our short run again
+for name in ("PatchCore", "ReConPatch"):
+    _, oracle = metrics.f1_threshold(masks, results[name].scores.maps.numpy())
+    views[name] = (results[name], fitted[name].colour_limits(), oracle)
+
 # %% [markdown]
-# **What this tells you.** The dashed line follows the solid one only roughly: a patch sees its surroundings, and the maps
-# are smoothed. But count, in the lines printed above, how many defective images reach the threshold at all (in the committed
-# run about a third): F1 over *pixels* is decided by the defects with many and bright pixels, and a faint one has no dashed
-# line. "F1-optimal" does not mean good for every defect. The cross says where the highest value is even then. (The maps show
-# the dotted window of the image.)
-#
 # Go through the images (they are sorted by PatchCore's score), then move the threshold: how many good images light up
-# before the faintest defect does? (Without a kernel: the figure above, at the oracle.)
+# before the faintest defect does? (Without a kernel: the figure above, at the oracle of its own run.)
 
 # %%
 judged.contour_explorer(category.test, views, masks)
@@ -729,13 +770,13 @@ judged.contour_explorer(category.test, views, masks)
 #
 # * **Data and backbone.** Embedded synthetic data unless you set `RCP_DATA`; EfficientNet-Lite0, 152 numbers a patch. The
 #   paper: capsule (Figure 3) and bottle (Figure 4) of MVTec AD; its single model at 224 pixels has a WideResNet-50.
-# * **Training.** 100 steps at rate 1e-3 instead of 58 of 120 epochs at 1e-5; one seed. Our epochs are ten steps each and so
-#   no passes over the data.
+# * **Training.** The result files: 120 epochs at the paper's rate, but an epoch is 16 steps of 128 patches, no pass over the
+#   data; Figure 3 stops at 58. What is computed live: 100 steps at rate 1e-3, one seed.
 # * **Positions** are read as (row, column): our reading. On another grid we take the same places of the image.
-# * **UMAP.** The paper's settings are not known to us. Ours stand in `layout`; 200 rounds instead of the package's 500 for so
-#   few rows; each epoch starts from the one before.
+# * **UMAP.** The paper's settings are not known to us. Ours stand in `layout`, and in the file of Figure 3; live we take 200
+#   rounds instead of the package's 500 for so few rows; each epoch starts from the one before.
 # * **d'** with population variances, our form. **F1-optimal threshold**: over all test pixels, and called an oracle.
-# * Colour limits come from two held-out folds here, five elsewhere in the course.
+# * Colour limits come from two held-out folds in what is computed live, from five elsewhere.
 #
 # ## What to read next
 #

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import rcp
-from rcp import metrics
+from rcp import hits, metrics
 from rcp.course import feature_checks as check
 from rcp.course import feature_map as lesson
 from rcp.course import feature_scores as judged
+from rcp.positions import positions
 
 
 def random_rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +37,7 @@ def found(tiny, category):
         detector = rcp.PatchCore(tiny, bank=bank, seed=seed).fit(category.train)
         result = rcp.evaluate(detector, category.test, false_alarm_rate=0.2)
         views[name] = (result, detector.colour_limits(), float(result.scores.maps.quantile(0.95)))
-    return category.test, views, judged.masks_of(category.test, views["PatchCore"][0])
+    return category.test, views, hits.masks_of(category.test, views["PatchCore"][0])
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +61,6 @@ def scatters(axes) -> list[np.ndarray]:
 
 
 # Numbers
-
-
-def test_the_papers_positions_stand_at_28_and_keep_their_place_on_other_grids():
-    assert lesson.positions(28, 28) == list(lesson.POSITIONS)
-    for h, w in ((8, 12), (40, 60), (5, 3)):
-        for (r, c), (row, column) in zip(lesson.POSITIONS, lesson.positions(h, w), strict=True):
-            assert row <= (r + 0.5) / 28 * h < row + 1 and column <= (c + 0.5) / 28 * w < column + 1
-
-
-def test_separation_is_a_loop_over_pairs():
-    rows = random_rows(20, 6)
-    within, between = [], []
-    for i in range(20):
-        for j in range(20):
-            if i != j:
-                (within if GROUPS[i] == GROUPS[j] else between).append(float((rows[i] - rows[j]).norm()))
-    assert lesson.separation(rows, GROUPS) == pytest.approx((np.mean(within), np.mean(between)), rel=1e-5)
-
-
-@pytest.mark.parametrize("k", (1, 3, 19))
-def test_agreement_is_a_loop_over_rows(k):
-    rows = random_rows(20, 6)
-    shares = []
-    for i in range(20):
-        order = sorted((float((rows[i] - rows[j]).norm()), int(GROUPS[j])) for j in range(20) if j != i)
-        shares.append(np.mean([group == GROUPS[i] for _, group in order[:k]]))
-    assert lesson.neighbour_agreement(rows, GROUPS, k) == pytest.approx(np.mean(shares))
 
 
 def test_kept_neighbours_is_a_loop_over_rows_and_1_where_nothing_was_lost():
@@ -123,14 +97,8 @@ def test_peaks_and_hits_on_maps_that_are_wider_than_high():
     maps, masks = np.zeros((3, 4, 7)), np.zeros((3, 4, 7), bool)
     maps[0, 3, 6], maps[1, 1, 2], maps[2, 0, 5] = 1, 1, 1
     masks[0, 3, 5:], masks[1, 2, 2] = True, True
-    assert judged.peaks(maps).tolist() == [[3, 6], [1, 2], [0, 5]]
-    assert judged.peaks_inside(maps, masks) == (1, 2)
-
-
-def test_scaling_changes_no_dprime():
-    labels, scores = np.repeat([0, 1], 9), random_rows(18).double().numpy() * 7 + 40
-    assert judged.scaled(scores).min() == 0 and judged.scaled(scores).max() == 1
-    assert metrics.dprime(labels, judged.scaled(scores)) == pytest.approx(metrics.dprime(labels, scores))
+    assert hits.peaks(maps).tolist() == [[3, 6], [1, 2], [0, 5]]
+    assert hits.peaks_inside(maps, masks) == (1, 2)
 
 
 # Figures
@@ -166,16 +134,10 @@ def test_the_clouds_are_drawn_to_scale_above_their_layouts():
     assert np.allclose(np.concatenate(scatters(figure.axes[0])), rows[:, :2]) and figure.axes[0].get_aspect() == 1
 
 
-def test_the_ratio_below_each_epoch_is_the_one_given():
-    layouts = {name: random_rows(20, 2, seed=i).numpy() for i, name in enumerate(("PatchCore", "epoch 0", "epoch 1"))}
-    figure = lesson.epochs_figure(layouts, [3.14, 2.5, 1.25], GROUPS, NAMES)
-    assert [axes.get_xlabel()[-4:] for axes in figure.axes] == ["3.14", "2.50", "1.25"]
-
-
 def test_markers_lie_on_their_patches_and_crops_around_them(category, tiny):
     figure = judged.positions_figure(category.train, tiny.geometry, (8, 12), images=(0, 1, 2))
     whole, *crops = figure.axes
-    for (row, column), line, axes in zip(lesson.positions(8, 12), whole.lines, crops[::3], strict=True):
+    for (row, column), line, axes in zip(positions(8, 12), whole.lines, crops[::3], strict=True):
         x, y = (float(v[0]) for v in line.get_data())
         assert (int((y + 0.5) // 8), int((x + 0.5) // 8)) == (row, column)  # 64x96 pixels: 8 pixels a patch both ways
         assert np.mean(axes.get_xlim()) == pytest.approx(x) and np.mean(axes.get_ylim()) == pytest.approx(y)
@@ -197,39 +159,12 @@ def test_scores_are_the_colours_and_the_height(crowd):
     assert np.allclose(scatters(diagram)[1], np.stack([crowd.drawn, crowd.scores], 1)[crowd.defective])
 
 
-def test_histograms_count_every_image_between_0_and_1(found):
-    _, views, _ = found
-    results = {name: view[0] for name, view in views.items()}
-    figure = judged.histogram_figure(results)
-    for axes, result in zip(figure.axes, results.values(), strict=True):
-        assert sum(bar.get_height() for bar in axes.patches) == len(result.labels)
-        assert axes.get_title().endswith(f"{metrics.dprime(result.labels, result.scores.image_scores):.2f}")
-        assert min(bar.get_x() for bar in axes.patches) == pytest.approx(0)
-
-
 def test_the_auroc_of_a_dprime_is_that_of_two_normal_distributions():
     scores = torch.cat([random_rows(4000), random_rows(4000, seed=1) + 1.5])
     text = judged.dprime_figure(1.5).axes[0].get_title()
     assert float(text.split("AUROC ")[1].split()[0]) == pytest.approx(
         metrics.auroc(np.repeat([0, 1], 4000), scores), abs=0.01
     )
-
-
-def test_contours_stand_at_the_threshold_and_the_cross_at_the_maximum(found):
-    test, views, masks = found
-    result, limits, threshold = views["PatchCore"]
-    i = int(np.flatnonzero(result.labels)[0])
-    figure = judged.contour_figure(test, {"PatchCore": views["PatchCore"]}, masks, [0, i])
-    photo, heat = figure.axes[1], figure.axes[3]
-    levels = [c.levels[0] for c in heat.collections]
-    assert levels == [0.5, threshold] and [c.levels[0] for c in photo.collections] == [0.5]
-    assert heat.get_images()[0].get_clim() == limits
-    x, y = (int(v[0]) for v in heat.lines[-1].get_data())
-    assert result.scores.maps[i][y, x] == result.scores.maps[i].max()
-    rows, columns = np.nonzero(masks[i])  # the detail holds the whole defect
-    assert heat.get_xlim()[0] <= columns.min() and columns.max() <= heat.get_xlim()[1]
-    assert heat.get_ylim()[1] <= rows.min() and rows.max() <= heat.get_ylim()[0]
-    assert np.ptp(heat.get_xlim()) == pytest.approx(np.ptp(heat.get_ylim()))
 
 
 # Explorers

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rcp.course import checks
-from rcp.course.feature_map import agreement_of
 from rcp.distances import distances
 from rcp.metrics import dprime
+from rcp.positions import agreement_of
 
 MEMBERSHIP_CASES = (  # sorted distances, the point itself first; σ
     (torch.tensor([0.0, 1.0, 2.0, 4.0]), 2.0),

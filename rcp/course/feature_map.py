@@ -13,7 +13,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -23,49 +22,11 @@ from rcp.data import Split
 from rcp.distances import distances
 from rcp.images import Geometry, read_image
 from rcp.memory import nearest_neighbours
+from rcp.plots_paper import MARKS, cloud, group_legend, name_axes
 
-POSITIONS = ((9, 14), (15, 15), (10, 16), (16, 17))  # of the paper's Figure 3, read as (row, column) of a 28×28 grid
-MARKS = ((plots.NORMAL, "o"), (plots.ANOMALOUS, "s"), (plots.GREEN, "^"), (plots.PINK, "D"))  # colour and shape of a group
 TYPE = plots.TYPE
 
 # Numbers that go with the pictures
-
-
-def positions(h: int, w: int) -> list[tuple[int, int]]:
-    """Return the paper's four grid positions on an (h, w) grid: as they are at 28×28."""
-    return [(int((r + 0.5) * h / 28), int((c + 0.5) * w / 28)) for r, c in POSITIONS]
-
-
-def separation(rows: Tensor, groups: Tensor) -> tuple[float, float]:
-    """Return the mean distance of two rows of the same group, and of different groups.
-
-    Args:
-        rows: (N, D).
-        groups: (N,) a number a row.
-
-    Returns:
-        (within, between), L2; pairs of different rows only.
-    """
-    d, same = distances(rows), groups[:, None] == groups
-    other = ~torch.eye(len(rows), dtype=torch.bool)
-    return float(d[same & other].mean()), float(d[~same].mean())
-
-
-def neighbour_agreement(rows: Tensor, groups: Tensor, k: int = 10) -> float:
-    """Return the share of the k nearest other rows that belong to the same group, averaged over all rows.
-
-    Args:
-        rows: (N, D).
-        groups: (N,) a number a row.
-        k: how many, below N.
-    """
-    return agreement_of(distances(rows), groups, k)
-
-
-def agreement_of(d: Tensor, groups: Tensor, k: int) -> float:
-    """Return the same from the (N, N) distances of the rows."""
-    nearest = d.clone().fill_diagonal_(float("inf")).topk(k, largest=False).indices  # (N, k)
-    return float((groups[nearest] == groups[:, None]).double().mean())
 
 
 def kept_neighbours(rows: Tensor, drawn: Tensor, k: int = 10) -> float:
@@ -227,26 +188,6 @@ def clouds_figure(rows: Tensor, groups: Tensor, layouts: Mapping[str, np.ndarray
     return figure
 
 
-def epochs_figure(
-    layouts: Mapping[str, np.ndarray], ratios: Sequence[float], groups: Tensor, names: Sequence[str]
-) -> Figure:
-    """Return layouts of some stages side by side, with the ratio of true distances below each: after Figure 3.
-
-    Args:
-        layouts: title → (N, 2) coordinates.
-        ratios: between-position over within-position distance in the feature space, one a layout.
-        groups: (N,) grid position of each row, from 0.
-        names: of the positions.
-    """
-    figure = plots.new_figure(12, 4.1)
-    panels = figure.subplots(1, len(layouts))
-    for axes, (title, coords), ratio in zip(panels, layouts.items(), ratios, strict=True):
-        cloud(axes, coords, groups, title, size=12)
-        axes.set_xlabel(f"between / within\n= {ratio:.2f}", fontsize=TYPE - 1)
-    group_legend(figure, names)
-    return figure
-
-
 def epochs_explorer(
     patchcore: np.ndarray,
     layouts: Sequence[np.ndarray],
@@ -329,37 +270,6 @@ def strip_figure(
 # Drawing
 
 
-def cloud(
-    axes: Axes, coords: np.ndarray, groups: Tensor, title: str, size: float = 18, window: tuple | None = None
-) -> None:
-    """Draw a layout, a colour and shape a group; equal units both ways, no ticks, as the coordinates have no unit."""
-    for group, (colour, marker) in zip(range(int(groups.max()) + 1), MARKS, strict=False):
-        some = (groups == group).numpy()
-        axes.scatter(*coords[some].T, color=colour, marker=marker, s=size, alpha=0.75, lw=0)
-    without_unit(axes)
-    if window is not None:  # ((left, right), (bottom, top)), a square
-        axes.set_aspect("equal", adjustable="box")
-        axes.set(xlim=window[0], ylim=window[1])
-    axes.set_title(title, fontsize=TYPE - 1)
-
-
-def without_unit(axes: Axes) -> None:
-    """Take the ticks of a layout away, and give both directions the same scale."""
-    axes.set(xticks=[], yticks=[])
-    axes.set_aspect("equal", adjustable="datalim")
-    for spine in axes.spines.values():
-        spine.set_color("#BBBBBB")
-
-
-
-def name_axes(axes: Axes, x: str, y: str) -> None:
-    """Name the axes of a diagram."""
-    axes.set_xlabel(x, fontsize=TYPE - 1)
-    axes.set_ylabel(y, fontsize=TYPE - 1)
-    axes.tick_params(labelsize=TYPE - 3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def patch_centre(row: int, column: int, grid: tuple[int, int], size: Sequence[int]) -> tuple[float, float]:
     """Return (y, x) of a patch's centre in pixels of the crop, whose size begins with (height, width)."""
     return (row + 0.5) * size[0] / grid[0] - 0.5, (column + 0.5) * size[1] / grid[1] - 0.5
@@ -377,11 +287,3 @@ def nearest_point(points: np.ndarray, touch: widgets.Touch) -> int:
     """Return which of (N, 2) points lies nearest to a touch, both directions counted in spans of the points."""
     span = points.max(0) - points.min(0)
     return int((((points - (touch.x, touch.y)) / span) ** 2).sum(1).argmin())
-
-
-def group_legend(figure: Figure, names: Sequence[str]) -> None:
-    """Say below a figure which colour and shape is which group."""
-    handles = [
-        Line2D([], [], ls="", marker=m, color=c, ms=10, label=n) for n, (c, m) in zip(names, MARKS, strict=False)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=TYPE - 2, frameon=False)

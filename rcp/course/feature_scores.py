@@ -1,6 +1,7 @@
-"""Notebook 09, second half: what is looked at, scores beside the picture of the feature space, histograms, contours.
+"""Notebook 09, second half: what is looked at, scores beside the picture of the feature space, d', contours to move.
 
-After ReConPatch's Figures 4 and 5. Thresholds that are chosen on test labels are called oracles here.
+The paper's Figures 3 to 5 themselves are drawn by `rcp.plots_paper`. Thresholds chosen on test labels are called
+oracles here.
 """
 
 from __future__ import annotations
@@ -18,51 +19,18 @@ from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from rcp import plots, widgets
-from rcp.course.feature_map import (
-    MARKS,
-    crop,
-    group_legend,
-    name_axes,
-    nearest_point,
-    patch_centre,
-    positions,
-    without_unit,
-)
+from rcp.course.feature_map import crop, nearest_point, patch_centre
 from rcp.data import Split
 from rcp.evaluation import Result
-from rcp.images import Geometry, read_image, read_mask
-from rcp.metrics import dprime
+from rcp.hits import peaks
+from rcp.images import Geometry, read_image
+from rcp.plots_paper import MARKS, contour_legend, group_legend, name_axes, without_unit
+from rcp.positions import positions
 
-PUBLISHED_DPRIME = {"PatchCore": 4.32, "ReConPatch": 4.92}  # bottle; ReConPatch, Figure 4
 TYPE = plots.TYPE
 Judged = tuple[
     Result, tuple[float, float] | None, float
 ]  # result, colour limits from held-out normals, threshold on the maps
-
-
-def masks_of(test: Split, result: Result) -> np.ndarray:
-    """Return (n, h, w) bool: the true masks of the scored images, resized and cropped as the network saw them."""
-    masks = []
-    for index, size in zip(result.scores.indices, result.scores.sizes, strict=True):
-        path = test[index].mask
-        masks.append(result.scores.geometry.apply_mask(np.zeros(size, bool) if path is None else read_mask(path, size)))
-    return np.stack(masks)
-
-
-def peaks(maps: np.ndarray) -> np.ndarray:
-    """Return (n, 2) int: row and column of the largest value of (n, h, w) maps."""
-    return np.stack(np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:]), 1)
-
-
-def peaks_inside(maps: np.ndarray, masks: np.ndarray) -> tuple[int, int]:
-    """Return how many maximums lie inside the true outline, and of how many images with one; both (n, h, w)."""
-    rows, columns = peaks(maps).T
-    return int(masks[np.arange(len(maps)), rows, columns].sum()), int(masks.any((1, 2)).sum())
-
-
-def scaled(scores: np.ndarray) -> np.ndarray:
-    """Return scores moved and stretched to 0-1, for drawing: never before a metric."""
-    return (scores - scores.min()) / (scores.max() - scores.min())
 
 
 # Section 3: where the patches are
@@ -217,28 +185,7 @@ def score_explorer(crowd: Crowd, test: Split, result: Result, picked: Tensor) ->
     )
 
 
-# Section 5: histograms
-
-
-def histogram_figure(results: Mapping[str, Result]) -> Figure:
-    """Return a histogram of image scores a detector, scaled to 0-1, with d': after Figure 4.
-
-    Args:
-        results: title → `Result`.
-    """
-    figure = plots.new_figure(12, 4.2)
-    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
-    for axes, (title, result) in zip(panels, results.items(), strict=True):
-        values = scaled(result.scores.image_scores.numpy())
-        looks = ((0, "normal", plots.NORMAL, ""), (1, "abnormal", plots.ANOMALOUS, "//"))
-        for kind, name, colour, hatch in looks:
-            some, bins = values[result.labels == kind], np.linspace(0, 1, 21)
-            axes.hist(some, bins, color=colour, alpha=0.7, hatch=hatch, ec="white", label=f"{name} ({len(some)})")
-        axes.set_title(f"{title}: d' = {dprime(result.labels, values):.2f}", fontsize=TYPE)
-        name_axes(axes, "image score, scaled to 0–1", "images" if axes is panels[0] else "")
-        axes.legend(fontsize=TYPE - 3, frameon=False, loc="upper center", ncols=2, columnspacing=1, handlelength=1.2)
-    panels[0].set_ylim(top=1.2 * panels[0].get_ylim()[1])  # room for the legends
-    return figure
+# Section 5: d'
 
 
 def dprime_figure(value: float) -> Figure:
@@ -268,41 +215,13 @@ def dprime_explorer(value: float) -> widgets.Explorer:
 # Section 6: contours
 
 
-def contour_figure(test: Split, results: Mapping[str, Judged], masks: np.ndarray, chosen: Sequence[int]) -> Figure:
-    """Return images above details of their maps, with true outline, contour and maximum: after Figure 5.
-
-    The details show the dotted window around the defect, or, on a good image, around the first map's maximum.
-
-    Args:
-        test: the split that was scored.
-        results: title → (`Result`, colour limits from held-out normals, threshold on the maps).
-        masks: (n, h, w) bool, see `masks_of`.
-        chosen: which of the scored images.
-    """
-    figure = plots.new_figure(min(12, 2.4 * len(chosen) + 1.5), 2.3 * (1 + len(results)) + 0.5)
-    grid = figure.subplots(1 + len(results), len(chosen), squeeze=False)
-    first = next(iter(results.values()))[0]
-    boxes = [_window(masks[i], peaks(first.scores.maps[i][None].numpy())[0]) for i in chosen]
-    for axes, i, (top, bottom, left, right) in zip(grid[0], chosen, boxes, strict=True):
-        _photo(axes, test, first, masks[i], i)
-        axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], ":", color="white", lw=2)
-    for line, (title, judged) in zip(grid[1:], results.items(), strict=True):
-        for axes, i, (top, bottom, left, right) in zip(line, chosen, boxes, strict=True):
-            drawn = _judged_map(axes, judged, masks[i], i, 1.0)
-            axes.set(xlim=(left, right), ylim=(bottom, top))
-        line[0].set_ylabel(title, fontsize=TYPE)
-        bar = figure.colorbar(drawn, ax=list(line), shrink=0.9, aspect=14, pad=0.01, extend="both")
-        bar.set_label(judged[0].scores.unit.replace(", ", "\n"), fontsize=TYPE - 3)
-    grid[0, 0].set_ylabel("image", fontsize=TYPE)
-    _contour_legend(figure, 1.0)
-    return figure
-
-
 def contour_explorer(test: Split, results: Mapping[str, Judged], masks: np.ndarray) -> widgets.Explorer:
     """Return one image beside its maps, with sliders over the images, by score, and over the threshold.
 
     Args:
-        test, results, masks: as `contour_figure`.
+        test: the split that was scored.
+        results: title → (`Result`, colour limits from held-out normals, threshold on the maps).
+        masks: (n, h, w) bool, see `rcp.hits.masks_of`.
     """
     first = next(iter(results.values()))[0]
     order = np.argsort(first.scores.image_scores.numpy(), kind="stable")
@@ -320,21 +239,12 @@ def contour_explorer(test: Split, results: Mapping[str, Judged], masks: np.ndarr
             bar.set_label(judged[0].scores.unit, fontsize=TYPE - 3)
             share = float((judged[0].scores.maps[i] >= factor * judged[2]).float().mean())
             axes.set_title(f"{title}: {100 * share:.1f} % flagged", fontsize=TYPE)
-        _contour_legend(figure, factor)
+        contour_legend(figure, factor)
         return figure
 
     rank = widgets.slider(0, len(order) - 1, len(order) - 1, "rank by score")
     factor = widgets.slider(0.5, 1.5, 1.0, "threshold, in oracles", 0.05)
     return widgets.explore(draw, {"rank": rank, "factor": factor}, alt="a test image and its maps, with contours")
-
-
-def _window(mask: np.ndarray, peak: np.ndarray) -> tuple[float, float, float, float]:
-    """(top, bottom, left, right) of a square inside the map around the defect, or around a place."""
-    spots = np.argwhere(mask) if mask.any() else peak[None]
-    low, high = spots.min(0), spots.max(0)
-    half = min(max(0.16 * max(mask.shape), 0.75 * float((high - low).max())), min(mask.shape) / 2)
-    y, x = ((low + high) / 2).clip(half, np.array(mask.shape) - half)
-    return y - half - 0.5, y + half - 0.5, x - half - 0.5, x + half - 0.5
 
 
 def _photo(axes: Axes, test: Split, result: Result, mask: np.ndarray, i: int) -> None:
@@ -361,16 +271,3 @@ def _contour(axes: Axes, values: np.ndarray, level: float, colour: str, style: s
     if values.min() < level < values.max():  # else there is no line, and Matplotlib would warn
         drawn = axes.contour(values, levels=[level], colors=[colour], linestyles=style, linewidths=2)
         drawn.set_path_effects([Stroke(linewidth=3.5, foreground="black"), Normal()])  # seen on light and dark ground
-
-
-def _contour_legend(figure: Figure, factor: float) -> None:
-    name = "F1-optimal threshold (oracle)" + ("" if factor == 1 else f" × {factor:.2f}")
-    handles = [
-        Line2D([], [], color=plots.CONTOUR, lw=3, label="true outline"),
-        Line2D([], [], color="white", lw=3, ls="--", label=name),
-        Line2D([], [], ls="", marker="X", color="white", mec="black", ms=12, label="maximum"),
-    ]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=TYPE - 2)
-    legend.get_frame().set(facecolor="#555555", edgecolor="none", alpha=1)
-    for text in legend.get_texts():
-        text.set_color("white")
