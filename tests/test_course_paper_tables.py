@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import t as student
 
-from rcp import published
+from rcp import course, published
 from rcp.course import paper_tables as lesson
 from rcp.course import paper_tables_checks as checks
 from rcp.course import paper_tables_figures as pictures
@@ -154,16 +154,16 @@ def test_results_are_found_in_the_repository_or_the_message_says_where(tmp_path,
     folder.mkdir(parents=True)
     inside = tmp_path / "notebooks" / "solutions"
     inside.mkdir(parents=True)
-    assert lesson.results_folder(inside) == folder
+    assert course.results_folder(inside) == folder
     monkeypatch.chdir(inside)
-    assert lesson.results_folder() == folder
+    assert course.results_folder() == folder
     assert lesson.measured("full", folder) == lesson.Measured("full", (), 0, 0)
     assert "not measured yet" in lesson.measured("full", folder).told()
     cell = {"data": "embedded", "category": "brick", "backbone": "Lite0", "method": "PatchCore", "varied": {}, "seed": 0, "metrics": {"aupro": 0.5}}
     write_json(folder / "full.json", {"schema": 1, "missing": 2, "rows": [cell]})
     assert lesson.measured("full", folder).told() == "full: 1 of 3 cells, 1 seeds; brick (embedded)"
     with pytest.raises(FileNotFoundError, match="git clone .* repository"):
-        lesson.results_folder(Path(tmp_path.anchor))
+        course.results_folder(Path(tmp_path.anchor))
 
 
 def test_the_committed_study_is_there_and_can_be_paired():

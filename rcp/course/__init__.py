@@ -6,6 +6,7 @@ for the checks of its exercises.
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import os
 from pathlib import Path
@@ -40,6 +41,27 @@ def source(category: Category) -> str:
     if os.environ.get("RCP_DATA"):
         return f"{category.dataset} {category.name}"
     return f"embedded synthetic data, {category.name}"
+
+
+def results_folder(start: Path | None = None) -> Path:
+    """Return figures/results of the repository that holds the working folder, or the installed code.
+
+    Args:
+        start: where to begin; None: the working folder.
+
+    Raises:
+        FileNotFoundError: if there is none: the package alone does not bring the results along. The message says how to get them.
+    """
+    here = (start or Path.cwd()).resolve()
+    places = [here, *here.parents] + ([Path(__file__).resolve().parents[2]] if start is None else [])
+    for place in places:
+        if (place / "figures" / "results").is_dir():
+            return place / "figures" / "results"
+    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("rcp").get_all("Project-URL") or ())
+    raise FileNotFoundError(
+        "no folder figures/results here: the measured results are part of the repository, not of the installed package. Get "
+        f"it with `!git clone {urls.get('Repository', 'ADDRESS')} repository` and `%cd repository/notebooks`, then run this cell again"
+    )
 
 
 def out() -> Path:

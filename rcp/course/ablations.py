@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-import rcp
 from rcp import synthetic
+from rcp.course import results_folder
 from rcp.course.checks import Outcome, answer, function
 from rcp.experiments import Data, Grid, Method
 from rcp.experiments.collection import Row, read_rows
@@ -142,10 +142,9 @@ def read(name: str, folder: str | Path | None = None) -> list[Row]:
     Raises:
         FileNotFoundError: if it is not there; the message says how it is made.
     """
-    roots = [*(here / FOLDER for here in (Path.cwd(), *Path.cwd().parents)), Path(rcp.__file__).parents[1] / FOLDER]
-    for root in [Path(folder)] if folder is not None else roots:
-        if (root / f"{name}.json").is_file():
-            return read_rows(root / f"{name}.json")
+    path = (results_folder() if folder is None else Path(folder)) / f"{name}.json"
+    if path.is_file():
+        return read_rows(path)
     raise FileNotFoundError(
         f"there is no {(FOLDER / name).as_posix()}.json: it comes with the repository, and `rcp experiments {name} --out DIR "
         f"--collect {(FOLDER / name).as_posix()}.json` measures it anew"

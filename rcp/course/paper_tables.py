@@ -6,7 +6,6 @@ Every sentence of judgement is computed from the results, so that it stays true 
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from scipy.stats import t as student
 
 from rcp import published
+from rcp.course import results_folder
 from rcp.experiments.collection import Row, read_rows
 from rcp.experiments.summary import (
     Interval,
@@ -91,27 +91,6 @@ class Measured:
         part = f"{self.cells} of {self.cells + self.missing} cells" if self.missing else f"all {self.cells} cells"
         names = dict.fromkeys(f"{row.category} ({row.data})" for row in self.rows)
         return f"{self.name}: {part}, {len({row.seed for row in self.rows})} seeds; {', '.join(names)}"
-
-
-def results_folder(start: Path | None = None) -> Path:
-    """Return figures/results of the repository that holds the working folder, or the installed code.
-
-    Args:
-        start: where to begin; None: the working folder.
-
-    Raises:
-        FileNotFoundError: if there is none: the package alone does not bring the results along. The message says how to get them.
-    """
-    here = (start or Path.cwd()).resolve()
-    places = [here, *here.parents] + ([Path(__file__).resolve().parents[2]] if start is None else [])
-    for place in places:
-        if (place / "figures" / "results").is_dir():
-            return place / "figures" / "results"
-    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("rcp").get_all("Project-URL") or ())
-    raise FileNotFoundError(
-        "no folder figures/results here: the measured results are part of the repository, not of the installed package. Get "
-        f"it with `!git clone {urls.get('Repository', 'ADDRESS')} repository` and `%cd repository/notebooks`, then run this cell again"
-    )
 
 
 def measured(name: str, folder: Path | None = None) -> Measured:
