@@ -301,7 +301,7 @@ course.keep(pictures.width_figure(rows), "07_ablations_width")
 # %% [markdown]
 # **What this tells you.** Four maps of the same patches to fewer (or more) numbers. The paper's Table 2 shows that a trained `f`
 # keeps its AUROC where PatchCore loses some; but its PatchCore column does not say how it was made narrower, and an *untrained* `f` and a PCA are
-# not in it. Only where the trained line leaves *all* others is the training what helps. Lite0 gives 152 numbers a patch: PCA cannot have more
+# not in it. Whether the *training* helps shows only against the untrained `f`, which starts from the same numbers. Lite0 gives 152 numbers a patch: PCA cannot have more
 # components than that, and a wider map adds numbers, not information.
 
 # %% [markdown] tags=["slide"]
@@ -317,8 +317,8 @@ beyond = {name: one for name, one in choices.items() if name not in ("coreset", 
 course.keep(pictures.multiples_figure(rows, beyond), "07_ablations_multiples")
 
 # %% [markdown]
-# Blue: the default, its band is mean ± standard deviation over seeds. What leaves the band deserves a second look; what
-# stays inside has shown nothing. The last panel holds other detectors on the same features, as a yardstick.
+# Blue: the default, its band is mean ± standard deviation over seeds. What leaves the band deserves a second look;
+# whether a change is clear, its paired interval says (section 7). The last panel holds other detectors on the same features, as a yardstick.
 #
 # How sure is the band itself? A standard deviation of three numbers is hardly known:
 
@@ -345,7 +345,7 @@ Markdown(f"No change moves the mean by more than **{abs(widest.change.mean):.2f}
 
 # %% [markdown]
 # Now look closer: choose a choice and a quantity; move the level (or click on it) to read its difference. *Position share* is the part of the
-# features' variance that is position in the image (the paper claims that training adds to it). Look for choices that move it, or d', and
+# features' variance that is position in the image (the paper's Figure 3 shows positions apart after training). Look for choices that move it, or d', and
 # not the AUROC. Without a kernel, the figure below is the same for α.
 
 # %% tags=["sub", "hide-input"]
@@ -418,8 +418,8 @@ Markdown(lesson.summary(everything, unit))
 # %% [markdown]
 # **What this tells you.** Compare the order with your prediction. Then mind the grey zone: among so many changes *some* must be
 # largest, even if all were noise; grey is how large that one is in nineteen cases of twenty. A filled circle inside it is an
-# interval that excludes zero, and by the same count some do by chance. (Grey is simulated: independent seeds for each change, as many as were measured. Pairing makes
-# real noise rather smaller.)
+# interval that excludes zero, and by the same count some do by chance. (Grey is simulated: independent seeds for each change, as many as were measured. Where paired
+# seeds go up and down together, real noise is smaller.)
 #
 # And mind what the table is *not*: a list of better defaults. It was measured on test labels. Whoever takes its best rows and
 # reports their AUROC on the same images has tuned on the test set.

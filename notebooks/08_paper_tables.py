@@ -73,11 +73,11 @@ for grid in (study, ports, full):
 
 # %% [markdown]
 # **What this tells you.** Those are the files that all numbers below come from. "embedded" are synthetic images that come with
-# the package; "mvtec" is MVTec AD, with images stored at 384 px here. The settings were committed before the first run (see the
-# head of `rcp/experiments/grids/study.toml`): epochs, width of f, rate and weight decay are the paper's; no epoch,
+# the package; "mvtec" is MVTec AD, with images stored at 384 px here. The settings were first committed before the first run (REPRODUCIBILITY.md
+# tells what was cut later, and when): epochs, width of f, rate and weight decay are the paper's; no epoch,
 # σ or seed was chosen on test labels. One thing is *not* the paper's: an epoch is 16 steps of 128 patches, so 120 epochs are 1,920
-# steps, where full passes over a real category would be many thousands. Therefore f is trained a second time, at ten times
-# the rate.
+# steps, where full passes over a real category would be many thousands, and a batch of 784. So f is trained a second time, at ten
+# times the rate.
 
 # %% [markdown] tags=["slide"]
 # ## 2 · Five numbers by hand: pairs and intervals (5 min)
@@ -145,7 +145,8 @@ assert summary.over_categories(keyed) == interval(of_categories)
 # Three warnings for everything below:
 #
 # 1. The interval over categories takes the categories for a random draw of products. Ours are not: four are drawn by one program, two were at hand.
-# 2. Neither interval knows that the *test images* are a draw, too. Section 3 computes how much that is.
+# 2. "Over seeds" holds the categories fixed, "over categories" the seeds. `summary.over_both` asks for another category with another
+#    seed; read the widest. Neither interval knows that the *test images* are a draw, too. Section 3 computes how much that is.
 # 3. Many comparisons: of twenty differences that are truly zero, one is "clear" by chance. We count all, and correct.
 
 # %% [markdown] tags=["exercise"]
@@ -188,7 +189,7 @@ for source in lesson.PAIRS:
 
 # %% [markdown]
 # **What this tells you.** The paper's own gain is half a point, clear over its categories, and never a loss. The third party's
-# is not clear and has both signs; its port has four known bugs (section 6). In the paper, PatchCore keeps 25 % of the patches,
+# is not clear and has both signs; its port has known bugs (section 6 has four that were found in the public ports). In the paper, PatchCore keeps 25 % of the patches,
 # ReConPatch 1 %, and both are one run: a pair that differs in more than the training.
 #
 # How exact *can* an AUROC of one category be? Here are 26 good and 141 defective test images of pill. Were other images of the same
@@ -333,7 +334,8 @@ for epoch, who in list(lesson.EPOCHS.items())[1:]:
 # reports the luck of that epoch. (The study's end was fixed at 120.) Each point is a *difference* to epoch 0 with the same seed, so
 # the curve begins at exactly zero.
 #
-# Are 1,920 steps too few? A second grid takes as many steps as full passes over the embedded categories would (120 epochs of 64):
+# Are 1,920 steps too few? A second grid takes as many steps as full passes over the embedded categories would (120 epochs of 64), each
+# with 128 instead of 784 patches:
 
 # %% tags=["sub"]
 print(full.told())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,8 +15,9 @@ import distributed
 import pytest
 from small_grid import METHODS, TRAINING, dataset, found, grid
 
-from rcp.experiments import Machine, Method, Results, cluster, plan, run_grid
+from rcp.experiments import Data, Machine, Method, Results, cluster, plan, run_grid
 from rcp.experiments.cluster import ClusterError, run_on_cluster
+from rcp.experiments.watch import Watcher
 from rcp.files import write_json
 
 ONE = Machine("cpu", 1)
@@ -100,19 +102,56 @@ def test_a_cell_that_kills_its_workers_is_recorded_and_the_rest_goes_on(workers,
 
 def test_an_interrupted_client_takes_its_tasks_back(workers, root, tmp_path):
     workers.scheduler.allowed_failures = 3
-    groups = plan(grid(seeds=tuple(range(20)), training=TRAINING | {"epochs": 20}), {"painted": root}, tmp_path)
+    groups = plan(grid(METHODS[1:], seeds=tuple(range(20)), training=TRAINING | {"epochs": 20}), {"painted": root}, tmp_path)
+    there: list[int] = []
+
+    def results() -> list[dict]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("[0-9a-f]*.json")]
 
     def interrupt(line):
+        there.append(len(results()))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_on_cluster(groups, tmp_path, workers.scheduler_address, machine=ONE, say=interrupt)
-    until, counts = time.monotonic() + 60, []
-    while len(counts) < 8 or len(set(counts[-8:])) > 1:  # the cells in flight may end
-        assert time.monotonic() < until
-        counts.append(len(list(tmp_path.glob("*.json"))))
-        time.sleep(0.25)
-    assert 0 < counts[-1] < 80
+    for _ in range(3):  # long enough for several cells more, if somebody measured them
+        time.sleep(1 + 2 * max(record["seconds"] for record in results()))
+    assert len(results()) <= there[0] + 4  # the two in flight, and as many begun before the word had come
+
+
+def test_the_cell_in_flight_is_blamed_and_the_others_only_if_nothing_else_can_be_the_cause(root, tmp_path, monkeypatch):
+    killed = distributed.KilledWorker("a task", None, 3)
+    monkeypatch.setattr(distributed.KilledWorker, "__str__", lambda self: "died")
+    (group,) = plan(grid(METHODS[:1], seeds=tuple(range(6)), data=(Data("painted", ("thing",)),)), {"painted": root}, tmp_path)
+    names, results = group.names, Results(tmp_path)
+
+    def blamed(watcher, task):
+        watcher.look()
+        before = results.failed(names)
+        rest = cluster._blame(watcher, task, killed)
+        return sorted(results.failed(names) - before, key=names.index), rest
+
+    with Watcher([group], results) as watcher:
+        write_json(tmp_path / f"{names[0]}.json", {"schema": 1, "metrics": {"image_auroc": 1.0}, "seconds": 1.0})
+        results.write_failure(names[1], group.cells[1], {}, "of its own", "")
+        wrong, (rest,) = blamed(watcher, cluster._Task(group))
+        assert wrong == [names[2]] and rest.group.names == names[:2:-1]  # the others, from the other end
+        write_json(tmp_path / f"{names[5]}.json", {"schema": 1, "metrics": {"image_auroc": 1.0}, "seconds": 1.0})
+        wrong, (rest,) = blamed(watcher, rest)
+        assert wrong == [names[4]] and rest.group.names == (names[3],)  # something was done, so again one alone
+        assert blamed(watcher, rest) == ([names[3]], [])
+        assert results.error(names[1]) == "of its own" and results.error(names[2]) == "KilledWorker: died"
+    for path in tmp_path.glob("*.json"):
+        path.unlink()
+    with Watcher([group], results) as watcher:
+        wrong, (rest,) = blamed(watcher, cluster._Task(group))
+        assert wrong == [names[0]]
+        assert blamed(watcher, rest) == (list(names[1:]), [])  # nothing was done: not the fault of one cell
+    for path in tmp_path.glob("*.json"):
+        path.unlink()
+    with Watcher([group], results) as watcher:
+        assert cluster._blame(watcher, cluster._Task(group), OSError("disk")) == []  # no death: it holds for all
+        assert watcher.outcome().failed == sorted(names) and results.error(names[5]) == "OSError: disk"
 
 
 def test_workers_that_see_other_files_or_have_other_versions_are_found_out_first(workers, root, tmp_path, monkeypatch):

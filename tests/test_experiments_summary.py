@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rcp.bench.repeat import markdown
-from rcp.experiments.collection import Row, read_rows
+from rcp.experiments.collection import Row
 from rcp.experiments.report import CONTENDERS, contenders, difference_table, mean_table, port_table, report, spelled
 from rcp.experiments.summary import (
     Interval,
@@ -20,6 +21,7 @@ from rcp.experiments.summary import (
     choose,
     differences,
     interval,
+    over_both,
     over_categories,
     over_seeds,
     values_of,
@@ -79,6 +81,37 @@ def test_over_seeds_and_over_categories_ask_different_questions():
     assert {key[1]: round(found.mean, 4) for key, found in by_category(apart).items()} == {"x": 0.101, "y": 0.021}
 
 
+def test_over_both_is_a_two_way_table_by_hand():
+    """Two categories, three seeds: mean squares 0.06, 0.02 and 0.005, so (0.06 + 0.02 - 0.005) / 6, one degree of freedom."""
+    table = {"x": (0.1, 0.2, 0.45), "y": (0.25, 0.5, 0.6)}
+    apart = {("d", c, "b", s): value for c, own in table.items() for s, value in enumerate(own)}
+    mean = 0.35
+    rows, columns = {"x": 0.25, "y": 0.45}, [0.175, 0.35, 0.525]
+    ms_c = 3 * sum((v - mean) ** 2 for v in rows.values())
+    ms_s = 2 * sum((v - mean) ** 2 for v in columns) / 2
+    ms_e = sum((table[c][s] - rows[c] - columns[s] + mean) ** 2 for c in "xy" for s in range(3)) / 2
+    error = math.sqrt(max(ms_c, ms_s, ms_c + ms_s - ms_e) / 6)
+    found = over_both(apart)
+    assert found.mean == pytest.approx(mean) and found.high - mean == pytest.approx(12.706 * error, rel=1e-4)
+    assert found.high >= max(over_seeds(apart).high, over_categories(apart).high)
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=4, max_size=4), min_size=2, max_size=6))
+def test_over_both_is_never_surer_than_either_alone(table):
+    apart = {("d", str(c), "b", s): value for c, own in enumerate(table) for s, value in enumerate(own)}
+    both, seeds, categories = over_both(apart), over_seeds(apart), over_categories(apart)
+    assert both.mean == pytest.approx(seeds.mean, abs=1e-12)
+    assert both.high - both.low >= max(seeds.high - seeds.low, categories.high - categories.low) * (1 - 1e-9) - 1e-12
+
+
+def test_over_both_wants_a_full_table():
+    apart = {("d", "x", "b", 0): 1.0, ("d", "x", "b", 1): 1.0, ("d", "y", "b", 0): 1.0}
+    with pytest.raises(ValueError, match="got 3 of 2 x 2"):
+        over_both(apart)
+    with pytest.raises(ValueError, match="several categories"):
+        over_both({("d", "x", "b", 0): 1.0, ("d", "x", "b", 1): 1.0})
+
+
 def test_a_seed_that_lacks_a_category_does_not_shift_the_mean():
     apart = {("d", "x", "b", 0): 1.0, ("d", "y", "b", 0): 3.0, ("d", "x", "b", 1): 2.0, ("d", "y", "b", 1): 4.0, ("d", "x", "b", 2): 0.0}
     found = over_seeds(apart)
@@ -136,15 +169,14 @@ def study() -> list[Row]:
 
 
 def test_the_difference_table_has_a_line_a_contender_and_the_right_differences(study):
-    lines = difference_table(study).splitlines()[2:]
-    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(CONTENDERS)
     untrained = list(CONTENDERS).index("untrained f")
-    for rank, line in enumerate(lines):
+    others = [name for name in CONTENDERS if name != "untrained f"]
+    lines = difference_table(study, "image AUROC", "untrained f").splitlines()[2:]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == others
+    for name, line in zip(others, lines, strict=True):
+        apart = list(CONTENDERS).index(name) - untrained
         cells = [cell.strip(" |*") for cell in line.split(" | ")]
-        assert cells[1] == "6"
-        assert cells[2] == ("" if rank == 0 else f"{rank:+.2f} [{rank:+.2f}, {rank:+.2f}]")
-        apart = rank - untrained
-        assert cells[4] == ("" if apart == 0 else f"{apart:+.2f} [{apart:+.2f}, {apart:+.2f}]")
+        assert cells[1:] == ["6", *[f"{apart:+.2f} [{apart:+.2f}, {apart:+.2f}]"] * 4]  # both, seeds, categories, the one data set
 
 
 def test_the_mean_table_gives_percent_for_shares_and_numbers_for_the_rest(study):
@@ -155,13 +187,14 @@ def test_the_mean_table_gives_percent_for_shares_and_numbers_for_the_rest(study)
 
 def test_a_contender_that_was_not_measured_has_no_line(study):
     rows = [one for one in study if one.method != "whitening"]
-    assert "whitening" not in contenders(rows, "image_auroc") and "whitening" not in difference_table(rows)
+    assert "whitening" not in contenders(rows, "image_auroc") and "whitening" not in difference_table(rows, "image AUROC", "untrained f")
 
 
 def test_each_bug_is_compared_with_the_training_that_has_none():
     rows = [row(seed=s, value=0.9, category=c) for s in range(2) for c in "xy"]
     rows += [row("ported", seed=s, value=0.88, category=c, varied={"options.bug": "scale"}) for s in range(2) for c in "xy"]
-    assert "| scale | 4 | **-2.00 [-2.00, -2.00]** |" in port_table(rows)
+    table = port_table(rows)
+    assert "| bug | mvtec x | mvtec y |" in table and "| scale | **-2.00 [-2.00, -2.00]** | **-2.00 [-2.00, -2.00]** |" in table
 
 
 # --- what REPRODUCIBILITY.md says -----------------------------------------------------------------
@@ -173,8 +206,13 @@ def test_every_table_in_reproducibility_md_is_what_the_commands_print():
     assert markdown(read_json(ROOT / "figures" / "bench_repeat.json")["repeat"]).strip() in text
 
 
-def test_the_committed_study_has_all_its_cells():
-    for name in ("study", "ports", "full", "ablations", "quality", "ensemble"):
-        content = read_json(ROOT / "figures" / "results" / f"{name}.json")
-        assert content["missing"] == 0, f"{name}.json was collected before its grid was done"
-        assert read_rows(ROOT / "figures" / "results" / f"{name}.json")
+def test_every_interval_in_the_readme_stands_in_reproducibility_md():
+    found = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " "))
+    text = (ROOT / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
+    assert len(found) >= 6
+    assert [one for one in found if one not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_no_collection_is_committed_before_its_grid_is_done(path):
+    assert read_json(path).get("missing", 0) == 0

@@ -10,9 +10,10 @@ from rcp.experiments.collection import collect
 from rcp.experiments.gridfile import read_grid
 from rcp.experiments.results import Results
 from rcp.experiments.runner import Machine, plan, run_grid
+from rcp.features import choose_device
 
 GRIDS = Path(__file__).parent / "grids"
-FAILURES = 3  # the exit status if a cell failed
+FAILURES = 3  # the exit status if a cell has no result
 ABOUT = f"""\
 Measure a grid of data × categories × backbones × methods × seeds, from a short TOML file, and write one result file a cell
 into --out. A second run does only what is missing; a killed one loses at most the cell in flight. A cell that fails is
@@ -28,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", metavar="GRID", help="a TOML file, or the name of a grid that comes along")
     parser.add_argument("--out", metavar="DIR", default="runs/experiments", help="for the results, default runs/experiments")
     parser.add_argument("--collect", metavar="FILE", help="write all results that are there into one JSON file, too")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what is there and what is missing")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what is there and what is missing (degraded copies are made, as cells are named after their images)")
     add_place_options(parser)
 
 
@@ -56,6 +57,8 @@ def machine(given: argparse.Namespace) -> Machine:
             raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
     if given.max_memory is not None and given.max_memory <= 0:
         raise ValueError(f"--max-memory must be positive, got {given.max_memory}")
+    if not given.scheduler:
+        choose_device(given.device)  # a device that is not here is told now, not once for every cell
     return Machine(given.device, given.threads, int(given.max_memory * 1e9) if given.max_memory else None)
 
 
@@ -65,11 +68,12 @@ def experiments(given: argparse.Namespace) -> int:
     if not path.is_file() and (GRIDS / f"{given.grid}.toml").is_file():
         path = GRIDS / f"{given.grid}.toml"
     grid, out = read_grid(path), Path(given.out)
+    machine(given)
     groups = plan(grid, dict(given.data), out)
-    total = sum(len(group.cells) for group in groups)
+    total = len({name for group in groups for name in group.names})  # two methods may ask for one and the same
     print(f"{grid.title}: {total} cells that share {len(groups)} sets of features", file=sys.stderr)
     if given.dry_run:
-        names = [name for group in groups for name in group.names]
+        names = {name for group in groups for name in group.names}
         done, failed = Results(out).done(names), Results(out).failed(names)
         print(f"{len(done)} are there, {len(failed - done)} failed the last time, {total - len(done | failed)} were never tried")
         status = 0
@@ -94,7 +98,9 @@ def report(outcome, out: Path) -> int:
     print(f"{len(outcome.done)} results in {out}")
     for name in outcome.failed:
         print(f"failed: {out / name}.failed.json: {Results(out).error(name)}", file=sys.stderr)
-    return FAILURES if outcome.failed else 0
+    if outcome.missing:
+        print(f"{len(outcome.missing)} cells have no result yet: give the same command again", file=sys.stderr)
+    return 0 if outcome.complete else FAILURES
 
 
 def _say(line: str) -> None:

@@ -26,7 +26,8 @@ from rcp.ports import PortedReConPatch
 from rcp.probes import effective_rank, position_probe, position_share
 from rcp.store import MemoryLimit
 
-PROBED = 40  # images whose patches the probes look at
+PROBED = 40  # images whose patches the probes look at,
+PROBED_BYTES = 2**27  # or fewer, so that these stay below
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def _state(detector: BankDetector | Ensemble, material: Material, cell: Cell) ->
 
 def _probes(detector: BankDetector, features: PatchFeatures, seed: int) -> dict[str, float]:
     """What the embedded features say of the grid position, and how many directions they fill; on normal images only."""
-    some = features.values[:: max(1, len(features) // PROBED)][:PROBED]  # (m, H, W, C)
+    _, h, w, _ = features.values.shape
+    most = max(2, min(PROBED, PROBED_BYTES // (4 * h * w * detector.output_width)))
+    some = features.values[:: max(1, len(features) // most)][:most]  # (m, H, W, C)
     if len(some) < 2:
         return {}
     embedded = torch.stack([detector.embed(image.flatten(0, 1)).cpu().unflatten(0, image.shape[:2]) for image in some])

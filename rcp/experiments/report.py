@@ -19,16 +19,18 @@ from rcp.experiments.summary import (
     by_category,
     choose,
     differences,
+    over_both,
     over_categories,
     over_seeds,
     values_of,
 )
+from rcp.files import read_json
 
-OPPONENT, UNTRAINED = "PatchCore + Eq. 10", "untrained f"
-# What is compared → method and epoch in the grid "study"; the first is what all differences are taken from.
-CONTENDERS: dict[str, tuple[str, int | None]] = {
-    OPPONENT: (OPPONENT, None),
-    "PatchCore, plain distance": ("PatchCore", None),
+PLAIN, UNTRAINED = "PatchCore", "untrained f"
+SOURCES = {"embedded": "4 synthetic", "mvtec": "bottle and pill"}  # data of the grid → how tables call its categories
+CONTENDERS: dict[str, tuple[str, int | None]] = {  # what is compared → method and epoch in the grid "study"
+    PLAIN: ("PatchCore", None),
+    "PatchCore + Eq. 10": ("PatchCore + Eq. 10", None),
     "random projection to 512": ("random projection", None),
     "random projection to 64": ("random projection to 64", None),
     "PCA to 64": ("PCA to 64", None),
@@ -62,27 +64,40 @@ def contenders(rows: Sequence[Row], quantity: str, data: str | None = None, back
     }  # fmt: skip
 
 
-def difference_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
-    """Return, in Markdown, how far each contender lies from two opponents, paired, with 95 % intervals.
+def difference_table(rows: Sequence[Row], quantity: str, opponent: str) -> str:
+    """Return, in Markdown, how far each contender lies from one opponent, paired, with 95 % intervals.
 
     Args:
         rows: of the grid "study".
         quantity: a key of `QUANTITIES`.
+        opponent: a key of `CONTENDERS`.
     """
     key, scale = QUANTITIES[quantity]
-    values, lines = contenders(rows, key), []
-    opponents = (OPPONENT, UNTRAINED)
-    heads = [f"against {name}: over {what}" for name in opponents for what in ("seeds", "categories")]
-    lines += ["| | cells | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    values = contenders(rows, key)
+    parts = {one: contenders(rows, key, one) for one in dict.fromkeys(row.data for row in rows)}
+    heads = ["over both", "over seeds", "over categories", *(f"{SOURCES.get(one, one)}, over seeds" for one in parts)]
+    lines = ["| | cells | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     for name, own in values.items():
-        cells = []
-        for opponent in opponents:
-            if name == opponent:
-                cells += ["", ""]
-                continue
+        if name != opponent:
             apart = differences(own, values[opponent])
-            cells += [spelled(over_seeds(apart), scale), spelled(over_categories(apart), scale)]
-        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+            found = [over_both(apart), over_seeds(apart), over_categories(apart)]
+            found += [over_seeds(differences(part[name], part[opponent])) for part in parts.values()]
+            lines.append(f"| {name} | {len(own)} | " + " | ".join(spelled(one, scale) for one in found) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def probe_table(rows: Sequence[Row]) -> str:
+    """Return, in Markdown, how far the probes of each contender lie from the untrained f's, paired, over both.
+
+    Args:
+        rows: of the grid "study".
+    """
+    lines = ["| | " + " | ".join(PROBES) + " |", "|---|" + "---:|" * len(PROBES)]
+    tables = [contenders(rows, key) for key in PROBES.values()]
+    for name in tables[0]:
+        if name != UNTRAINED:
+            found = (over_both(differences(table[name], table[UNTRAINED])) for table in tables)
+            lines.append(f"| {name} | " + " | ".join(spelled(one, 1, 4) for one in found) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +134,7 @@ def mean_table(rows: Sequence[Row], data: str, backbone: str) -> str:
 
 
 def port_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
-    """Return, in Markdown, what each bug of the ports changes against ReConPatch without it, paired.
+    """Return, in Markdown, what each bug of the ports changes against ReConPatch without it, paired, over seeds.
 
     Args:
         rows: of the grid "ports".
@@ -128,17 +143,21 @@ def port_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
     key, scale = QUANTITIES[quantity]
     ours = values_of(choose(rows, method="ReConPatch"), key)
     bugs = dict.fromkeys(row.varied["options.bug"] for row in rows if row.method == "ported")
-    lines = ["| bug | cells | over seeds | over categories |", "|---|---:|---:|---:|"]
-    for bug in bugs:
-        own = values_of(choose(rows, method="ported", varied={"options.bug": bug}), key)
-        apart = differences(own, ours)
-        lines.append(f"| {bug} | {len(apart)} | {spelled(over_seeds(apart), scale)} | {spelled(over_categories(apart), scale)} |")
+    found = {
+        bug: by_category(differences(values_of(choose(rows, method="ported", varied={"options.bug": bug}), key), ours)) for bug in bugs
+    }
+    places = list(dict.fromkeys(place for of_bug in found.values() for place in of_bug))
+    lines = ["| bug | " + " | ".join(f"{data} {category}" for data, category, _ in places) + " |", "|---|" + "---:|" * len(places)]
+    lines += [
+        f"| {bug} | " + " | ".join(spelled(of_bug[place], scale) if place in of_bug else "–" for place in places) + " |"
+        for bug, of_bug in found.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
-def spelled(found: Interval, scale: float = 100) -> str:
+def spelled(found: Interval, scale: float = 100, digits: int = 2) -> str:
     """Return an interval as tables show it: mean [low, high], in bold where zero lies outside."""
-    mean, low, high = (f"{scale * value:+.2f}" for value in (found.mean, found.low, found.high))
+    mean, low, high = (f"{scale * value:+.{digits}f}" for value in (found.mean, found.low, found.high))
     text = mean if found.n == 1 else f"{mean} [{low}, {high}]"
     return f"**{text}**" if found.clear else text
 
@@ -158,27 +177,49 @@ def report(folder: str | Path) -> str:
     """Return all tables of the study in Markdown.
 
     Args:
-        folder: with `study.json`, `ports.json` and `full.json`, as `rcp experiments … --collect` writes them.
+        folder: with `study.json`, `ports.json` and `full.json`, as `rcp experiments … --collect` writes them; of the last two, what
+            was not measured completely is said to be missing.
     """
-    folder = Path(folder)
-    study, ports, full = (read_rows(folder / f"{name}.json") for name in ("study", "ports", "full"))
-    parts = ["### Differences in image AUROC, in percentage points\n", difference_table(study)]
-    parts += ["### Differences in d′\n", difference_table(study, "d′")]
+    study, parts = _complete(folder, "study"), []
+    for opponent in (UNTRAINED, PLAIN):
+        for quantity, (_, scale) in QUANTITIES.items():
+            unit = ", percentage points" if scale == 100 else ""
+            parts += [f"### {quantity}: differences from {opponent}{unit}\n", difference_table(study, quantity, opponent)]
+    parts += ["### The feature space: differences from untrained f, over both\n", probe_table(study)]
     parts += ["### ReConPatch after 120 epochs against its untrained f, image AUROC, category by category, over seeds\n",
               category_table(study, "ReConPatch, 120 epochs", UNTRAINED)]  # fmt: skip
     parts += ["### ReConPatch at ten times the rate against its untrained f, image AUROC, over seeds\n",
               category_table(study, "ReConPatch, 120 epochs, rate × 10", UNTRAINED)]  # fmt: skip
     for data in dict.fromkeys(row.data for row in study):
         for backbone in dict.fromkeys(row.backbone for row in study):
-            parts += [f"### {data}, {backbone}: means over categories ± standard deviation over seeds\n",
+            parts += [f"### {SOURCES.get(data, data)}, {backbone}: means over categories ± standard deviation over seeds\n",
                       mean_table(study, data, backbone)]  # fmt: skip
-    parts += ["### The ports' bugs: ReConPatch with one, against ReConPatch without, image AUROC\n", port_table(ports)]
-    values = values_of(choose(full, method="ReConPatch"), "image_auroc")
-    start = values_of(choose(full, method="ReConPatch", epoch=0), "image_auroc")
-    apart = by_category(differences(values, start))
-    parts.append("### With the full number of steps: 120 epochs against the untrained f, image AUROC, over seeds\n")
-    parts.append("\n".join(f"* {category}: {spelled(found)}" for (_, category, _), found in apart.items()) + "\n")
+    parts.append("### The ports' bugs: ReConPatch with one, against ReConPatch without; Lite0, rate × 10, image AUROC, over seeds\n")
+    ports = _complete(folder, "ports")
+    parts.append(port_table(ports) if ports else "Not measured yet: `rcp experiments ports`.\n")
+    parts.append("### 64 steps an epoch instead of 16 (Lite0): 120 epochs against untrained f, image AUROC, over seeds\n")
+    full = _complete(folder, "full")
+    parts.append(_full(full) if full else "Not measured yet: `rcp experiments full`.\n")
+    parts.append(f"All cells of the collected grids together took {_seconds(folder) / 3600:.1f} h of one worker, features not counted.\n")
     return "\n".join(parts)
+
+
+def _complete(folder: str | Path, name: str) -> list[Row]:
+    """The rows of a collected grid; none if it is not there, or not all of it."""
+    path = Path(folder) / f"{name}.json"
+    return read_rows(path) if path.is_file() and not read_json(path)["missing"] else []
+
+
+def _seconds(folder: str | Path) -> float:
+    """What the cells took, each once, however many grids have it."""
+    contents = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
+    return sum({row["address"]: row["seconds"] for one in contents if "missing" in one for row in one["rows"]}.values())
+
+
+def _full(rows: Sequence[Row]) -> str:
+    end, start = (values_of(choose(rows, method="ReConPatch", epoch=epoch), "image_auroc") for epoch in (None, 0))
+    found = by_category(differences(end, start))
+    return "\n".join(f"* {data} {category}: {spelled(one)}" for (data, category, _), one in found.items()) + "\n"
 
 
 if __name__ == "__main__":

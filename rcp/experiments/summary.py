@@ -1,12 +1,12 @@
 """What a grid's results mean: paired differences with their uncertainty, and tables of means.
 
 Two methods are compared on the same features, with the same seeds, so the difference is taken cell by cell *before* any mean.
-How sure is it? Two answers to two questions, both 95 % intervals of Student's t:
+How sure is it? Three answers to three questions, all 95 % intervals of Student's t, for the backbones as they are:
 
-* *over seeds* (the categories as they are): would other seeds give the same? Seeds move f's weights, batches, projection and
+* *over seeds* (the categories held fixed): would other seeds give the same? Seeds move f's weights, batches, projection and
   the coreset's start, and nothing else.
-* *over categories* (the mean over seeds of each): would other categories give the same? With six of them the interval is wide,
-  and it should be: it is the question that a user has.
+* *over categories* (the seeds held fixed): would other categories give the same?
+* *over both*: would another category with another seed? That is the question that a user has, and its interval the widest.
 """
 
 from __future__ import annotations
@@ -116,6 +116,39 @@ def over_categories(values: Mapping[Key, float]) -> Interval:
     """Return the interval over categories of the mean over seeds and backbones."""
     own = _grouped(values, lambda key: key[:2])
     return interval(statistics.fmean(of_category) for of_category in own.values())
+
+
+def over_both(values: Mapping[Key, float]) -> Interval:
+    """Return the interval of the mean if categories and seeds are both a sample: each category was measured with each seed.
+
+    The variance of the mean comes from the mean squares of a two-way table (categories × seeds, averaged over backbones):
+    MS_c + MS_s - MS_e over the number of cells, but not less than either factor gives alone; degrees of freedom are those of the
+    factor with fewer values.
+
+    Args:
+        values: for every category and backbone the same seeds; at least two categories and two seeds.
+
+    Raises:
+        ValueError: if there is one category or one seed only, or a cell is missing.
+
+    Source: two-way crossed random effects, e.g. Searle, Casella & McCulloch, *Variance Components*, 1992; the floor is ours.
+    """
+    cells = {key: statistics.fmean(own) for key, own in _grouped(values, lambda key: (key[:2], key[3])).items()}
+    categories = list(dict.fromkeys(category for category, _ in cells))
+    seeds = list(dict.fromkeys(seed for _, seed in cells))
+    c, s = len(categories), len(seeds)
+    if min(c, s) < 2 or len(cells) < c * s:
+        raise ValueError(f"an interval over both needs each of several categories with each of several seeds, got {len(cells)} of {c} x {s}")
+    mean = statistics.fmean(cells.values())
+    rows = {one: statistics.fmean(cells[one, seed] for seed in seeds) for one in categories}
+    columns = {seed: statistics.fmean(cells[one, seed] for one in categories) for seed in seeds}
+    ms_c = s * sum((value - mean) ** 2 for value in rows.values()) / (c - 1)
+    ms_s = c * sum((value - mean) ** 2 for value in columns.values()) / (s - 1)
+    rest = sum((cells[one, seed] - rows[one] - columns[seed] + mean) ** 2 for one in categories for seed in seeds)
+    ms_e = rest / ((c - 1) * (s - 1))
+    error = math.sqrt(max(ms_c, ms_s, ms_c + ms_s - ms_e) / (c * s))
+    half = float(student.ppf((1 + LEVEL) / 2, min(c, s) - 1)) * error
+    return Interval(mean, mean - half, mean + half, c * s)
 
 
 def _grouped(values: Mapping[Key, float], part: Callable[[Key], object]) -> dict:

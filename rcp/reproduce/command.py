@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def reproduce(given: argparse.Namespace) -> int:
     """Run the command; return its exit status."""
     machine(given)  # a wrong number is told before the work
+    figures = _figures(given.what)
     setup, root = _setup(given)
     out = Path(given.out)
     sheets = _sheets(given.what, setup)
@@ -84,12 +86,24 @@ def reproduce(given: argparse.Namespace) -> int:
     for one, groups in zip(sheets, plans, strict=True):
         table = finish(one, groups, setup, root, out)
         print(f"table{table.number}: {', '.join(path.as_posix() for path in render.write(table, out))}")
-    figures = [one for one in DRAWN if one in given.what or "all" in given.what]
+    status = report(outcome, out / CELLS) if sheets else 0
     where = machine(given)
     limit = MemoryLimit(where.max_memory, out if where.max_memory else None)
     for path in draw(figures, setup, root, out, device=where.device, limit=limit, say=_say):
         print(path.as_posix())
-    return report(outcome, out / CELLS) if sheets else 0
+    return status
+
+
+def _figures(what: list[str]) -> list[str]:
+    """Those asked for; with "all", the ones that this installation can measure."""
+    found = [one for one in DRAWN if one in what or "all" in what]
+    if "figure3" in found and importlib.util.find_spec("umap") is None:
+        way = "figure3 needs umap-learn: pip install 'rcp[notebooks]'"
+        if "figure3" in what:
+            raise ValueError(way)
+        print(f"left out: {way}", file=sys.stderr)
+        found.remove("figure3")
+    return found
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,8 +66,12 @@ def _is_measured(path: Path, name: str, material: Material, settings: Settings) 
     if not path.is_file():
         return False
     there, extractor = read(path, name), material.extractors[0]
+    given = there["settings"]
+    wanted = {"features": asdict(extractor.settings), "training": asdict(settings.training)}
+    own = {"seeds": settings.seeds, "epochs": settings.epochs, "seed": settings.seeds[0]}
+    wanted |= {key: value for key, value in own.items() if key in given}  # each figure names those that it depends on
     return (
         there["dataset"] == identity(material.category)
         and there["backbone"]["sha256"] == extractor.backbone.sha256
-        and there["settings"]["training"] == asdict(settings.training)
+        and {key: given[key] for key in wanted} == json.loads(json.dumps(wanted))  # as a file would give it back
     )
