@@ -17,7 +17,7 @@
 # **Goal.** A method is a list of choices. You will change them one at a time, measure what each does, and learn to tell an
 # effect from the spread that the seeds alone make. You will also see what such a list cannot tell.
 #
-# **Time.** 30 minutes to teach, about 30 s to run.
+# **Time.** 30 minutes to teach, about 40 s to run.
 #
 # **Predict first.** Which of these moves the image AUROC most: the coreset share, the width of `f`, k, α, the margin, σ, the
 # momentum, the batch, or the quality of the images? And which least? Write both down; section 7 sorts them all.

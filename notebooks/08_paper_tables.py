@@ -18,7 +18,7 @@
 # answer such a claim (pairs, two kinds of intervals, honest opponents), read the paper's tables beside other people's numbers,
 # and read the answer off the result files of a study whose settings were fixed before its first run.
 #
-# **Time.** 30 minutes to teach, about 25 s to run.
+# **Time.** 30 minutes to teach, about 20 s to run.
 #
 # **Predict first.** Six categories, three networks, five seeds: on how many of the six categories is the trained layer
 # *clearly* better than the same layer untrained? And by how many points of image AUROC in the mean? Write two numbers down;

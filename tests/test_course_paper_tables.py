@@ -137,7 +137,7 @@ def test_published_gains_have_no_means_among_them():
 def test_the_conclusion_is_computed(rows):
     study, none = lesson.Measured("study", tuple(rows), 10, 0), lesson.Measured("ports", (), 0, 0)
     text = words.conclusion(study, lesson.Measured("ports", tuple(rows), 5, 0), none)
-    assert "preliminary" not in text and "full number of steps** (Lite0, two categories, − untrained f): not measured yet" in text
+    assert "preliminary" not in text and "Four times the steps** (Lite0, two synthetic categories, − untrained f): not measured yet" in text
     assert "scale" in text and "of 4, " in text
     assert "3 cells of the study are still missing: all of this is preliminary" in words.conclusion(
         lesson.Measured("study", tuple(rows), 10, 3), none, none

@@ -45,7 +45,8 @@ def test_the_interval_is_that_of_a_one_sample_t_test(values):
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert found.mean == pytest.approx(statistics.fmean(values))
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-    assert found.clear == (stats.ttest_1samp(values, 0).pvalue < 0.05)
+    if min(abs(found.low), abs(found.high)) > 1e-9:  # where zero is an end, rounding decides
+        assert found.clear == (stats.ttest_1samp(values, 0).pvalue < 0.05)
 
 
 def test_a_single_value_has_no_interval_and_is_not_clear():
@@ -180,7 +181,7 @@ def test_the_difference_table_has_a_line_a_contender_and_the_right_differences(s
 
 
 def test_the_mean_table_gives_percent_for_shares_and_numbers_for_the_rest(study):
-    line = next(one for one in mean_table(study, "mvtec", "Lite0").splitlines() if one.startswith("| PatchCore + Eq. 10"))
+    line = next(one for one in mean_table(study, "mvtec", "Lite0").splitlines() if one.startswith("| PatchCore |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == "52.00 ± 2.00" and cells[4] == "0.52 ± 0.02" and cells[7] == "5.20 ± 0.20"
 

@@ -55,7 +55,7 @@ def collect(grid: Grid, groups: Sequence[Group], folder: str | Path, path: str |
     results, rows, missing, versions = Results(folder), [], 0, []
     for group in groups:
         there = results.done(group.names)
-        missing += len(group.names) - len(there)
+        missing += len(set(group.names) - there)  # two methods may ask for one and the same
         for cell, name in zip(group.cells, group.names, strict=True):
             if name in there:
                 record = results.read(name)
