@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -188,10 +189,12 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_slower_process_keeps_what_a_faster_one_made(tmp_path, monkeypatch):
     given = {"categories": ("02",), "train": 1, "good": 1, "bad": 1, "scale": 16}
     other, write = miniatures.btad(tmp_path / "other", **given), miniatures._write
+    one_by_one = threading.Lock()  # images are written by two threads
 
     def meanwhile(job, base, seed):
-        if not (tmp_path / "small").exists():
-            shutil.copytree(other, tmp_path / "small")
+        with one_by_one:
+            if not (tmp_path / "small").exists():
+                shutil.copytree(other, tmp_path / "small")
         write(job, base, seed)
 
     monkeypatch.setattr(miniatures, "_write", meanwhile)
