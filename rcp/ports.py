@@ -1,7 +1,7 @@
-"""The bugs of the public ports of ReConPatch, each switched on alone, to ask whether they explain what the ports measured.
+"""The bugs of the public ports of ReConPatch, one at a time or all at once, to ask whether they explain what the ports measured.
 
 No port is tested against the equations, and the one with published numbers finds no gain over PatchCore. Does the method not
-help, or do the bugs hide it? Here everything is ours but for one bug, with the same first weights and the same batches for the
+help, or do the bugs hide it? Here everything is ours but for the bug, with the same first weights and the same batches for the
 same seed: whatever differs comes from the bug.
 
 ==================  ==============================================================================================
@@ -13,6 +13,7 @@ bug                 what is wrong
 "mixed teacher"     z̄ = ḡ(f(p)): the slow head on the student's own body, so that the labels move with every step
 "scale"             σ = 1 on z̄ that is not normalised, k = 3 and a margin of 0.1: w^P follows the scale of the features,
                     query expansion does nothing (k/2 = 1), and next to no pair lies within the margin
+"all"               all four: z̄ = ḡ(f(p)) with the ḡ that f began with
 ==================  ==============================================================================================
 
 A saved detector comes back by `PortedReConPatch.load`; `rcp.load` knows no detector that is wrong on purpose.
@@ -103,11 +104,20 @@ class _MixedTeacher(_Run):
         return self.head.teacher_g(h)  # ḡ(f(p)); the step runs without gradient, so it does not flow here either
 
 
-BUGS = {"labels": _WrongLabels, "frozen teacher": _FrozenTeacher, "mixed teacher": _MixedTeacher, "scale": _Run}
+class _AllBugs(_WrongLabels, _FrozenTeacher, _MixedTeacher):
+    """Each overrides another method of the training, so that they go together."""
+
+    def identity(self) -> dict:
+        return super().identity() | {"bug": "all"}
+
+
+BUGS = {
+    "labels": _WrongLabels, "frozen teacher": _FrozenTeacher, "mixed teacher": _MixedTeacher, "scale": _Run, "all": _AllBugs,
+}  # fmt: skip
 
 
 class PortedReConPatch(ReConPatch):
-    """ReConPatch with one bug of the public ports, or with none."""
+    """ReConPatch with one bug of the public ports, with all of them, or with none."""
 
     kind = "ported"
 
@@ -127,8 +137,8 @@ class PortedReConPatch(ReConPatch):
 
         Args:
             backbone: a backbone's name, or `FeatureSettings` for all there is to choose.
-            bug: "labels", "frozen teacher", "mixed teacher" or "scale", see the module's table; None: `ReConPatch` itself.
-            training: `TrainSettings`; "scale" sets sigma, normalize, relative_sigma, k and margin itself.
+            bug: "labels", "frozen teacher", "mixed teacher", "scale" or "all", see the module's table; None: `ReConPatch` itself.
+            training: `TrainSettings`; "scale" and "all" set sigma, normalize, relative_sigma, k and margin themselves.
             bank, reweight, seed, device, limit: as in `ReConPatch`.
 
         Raises:
@@ -136,7 +146,7 @@ class PortedReConPatch(ReConPatch):
         """
         if bug is not None and bug not in BUGS:
             raise ValueError(f"bug must be one of {', '.join(BUGS)}, or None, got {bug!r}")
-        if bug == "scale":
+        if bug in ("scale", "all"):
             training = replace(training, **SCALE)
         super().__init__(
             backbone, training=training, bank=bank, reweight=reweight, seed=seed, device=device, limit=limit

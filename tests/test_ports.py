@@ -38,7 +38,7 @@ ROWS = gaussian(60, 7)
 
 
 def settings_of(bug: str | None, base: TrainSettings = SMALL) -> TrainSettings:
-    return replace(base, **SCALE) if bug == "scale" else base
+    return replace(base, **SCALE) if bug in ("scale", "all") else base
 
 
 def ported(tiny, bug: str | None, **options) -> PortedReConPatch:
@@ -114,11 +114,11 @@ def slow_training(rows, s: TrainSettings, seed: int, bug: str | None):
         order = torch.randperm(len(rows), generator=generator)
         for step in range(steps):
             p = rows[order[step * s.batch_size : (step + 1) * s.batch_size]]
-            body = student[0].detach() if bug == "mixed teacher" else teacher[0]
+            body = student[0].detach() if bug in ("mixed teacher", "all") else teacher[0]
             z = p @ body.T @ teacher[1].T
             relative = not s.normalize if s.relative_sigma is None else s.relative_sigma
             w = pseudo_labels(z, s.alpha, s.sigma, s.k, s.normalize, relative)
-            if bug == "labels":
+            if bug in ("labels", "all"):
                 pairwise, _ = similarities(z, s.sigma, s.k, s.normalize, relative)
                 unit = torch.nn.functional.normalize(z, dim=1) if s.normalize else z
                 w = s.alpha * pairwise + (1 - s.alpha) * slow_ported_contextual(unit, s.k)
@@ -128,7 +128,7 @@ def slow_training(rows, s: TrainSettings, seed: int, bug: str | None):
             progress = (epoch * steps + step) / (s.epochs * steps)
             optimizer.param_groups[0]["lr"] = s.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
             optimizer.step()
-            if bug != "frozen teacher":
+            if bug not in ("frozen teacher", "all"):
                 teacher = [s.momentum * t + (1 - s.momentum) * w.detach() for t, w in zip(teacher, student, strict=True)]
     return [*(w.detach() for w in student), *teacher]
 
@@ -190,9 +190,20 @@ def test_a_mixed_teacher_labels_by_the_slow_head_on_the_online_body(monkeypatch)
         torch.testing.assert_close(w, pseudo_labels(p @ slow_f.T @ slow_g.T), rtol=0, atol=1e-5)
 
 
+def test_all_bugs_at_once_are_each_of_them(monkeypatch):
+    untrained = Head(7, 9, 6, generator=seeded(1))
+    options = settings_of("all", replace(SMALL, normalize=True))
+    for p, (f, _, slow_f, slow_g), w in targets_and_labels(monkeypatch, "all", options):
+        assert torch.equal(slow_f, untrained.f.weight) and torch.equal(slow_g, untrained.g.weight)
+        z = p @ f.T @ slow_g.T
+        pairwise, _ = similarities(z, options.sigma, options.k, options.normalize, False)
+        torch.testing.assert_close(w, 0.5 * pairwise + 0.5 * ported_contextual_similarity(z, options.k), rtol=0, atol=1e-5)
+
+
 def test_the_scale_of_the_ports_is_theirs_and_the_rest_of_the_settings_is_the_users(tiny):
     detector = ported(tiny, "scale", training=replace(SMALL, sigma=4.0, k=7))
     assert detector.training == replace(SMALL, sigma=1.0, normalize=False, relative_sigma=False, k=3, margin=0.1)
+    assert ported(tiny, "all", training=replace(SMALL, sigma=4.0, k=7)).training == detector.training
     assert ported(tiny, "labels").training == QUICK
 
 
@@ -296,7 +307,7 @@ def test_batches_of_whole_images_work_with_a_bug(tiny, features):
 
 
 def test_an_unknown_bug_is_refused_by_name():
-    with pytest.raises(ValueError, match="bug must be one of labels, frozen teacher, mixed teacher, scale, or None, got 'nan'"):
+    with pytest.raises(ValueError, match="bug must be one of labels, frozen teacher, mixed teacher, scale, all, or None, got 'nan'"):
         PortedReConPatch(bug="nan")
     with pytest.raises(TypeError, match="bug"):
         PortedReConPatch()
