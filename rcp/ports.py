@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcp.detectors import BankSettings, ReConPatch
-from rcp.features import FeatureSettings, PatchFeatures
-from rcp.head import TrainSettings, _Run, train_head
+from rcp.features import FeatureSettings
+from rcp.head import TrainSettings, _Run
 from rcp.similarity import Labels, _nearest, _pairwise, _prepared, mix, neighbours
 from rcp.store import MemoryLimit
 
@@ -152,20 +152,7 @@ class PortedReConPatch(ReConPatch):
             backbone, training=training, bank=bank, reweight=reweight, seed=seed, device=device, limit=limit
         )
         self.bug = bug
-
-    def _learn(self, features: PatchFeatures) -> None:
-        _, h, w, _ = features.values.shape
-        head, self.history = train_head(
-            features.rows,
-            self.training,
-            seed=self.seed,
-            patches_per_image=h * w,
-            device=self.extractor.device,
-            callbacks=self._callbacks,
-            checkpoint=self._checkpoint,
-            run_class=BUGS.get(self.bug),
-        )
-        self.weight = head.f.weight.detach()
+        self._run_class = BUGS.get(bug)
 
     def _settings(self) -> dict:
         return super()._settings() | {"bug": self.bug}

@@ -29,6 +29,7 @@ class ReConPatch(BankDetector):
     """ReConPatch; its history says how the training went."""
 
     kind = "reconpatch"
+    _run_class = None  # of `train_head`: a training that differs in one place has another (`rcp.ports`)
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class ReConPatch(BankDetector):
             device=self.extractor.device,
             callbacks=self._callbacks,
             checkpoint=self._checkpoint,
+            run_class=self._run_class,
         )
         self.weight = head.f.weight.detach()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rcp.experiments.collection import Row, read_rows
@@ -155,6 +156,87 @@ def port_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
     return "\n".join(lines) + "\n"
 
 
+def full_table(rows: Sequence[Row]) -> str:
+    """Return, in Markdown, ReConPatch at its end against its untrained f, by category, paired, over seeds, in all quantities.
+
+    Args:
+        rows: of the grid "full".
+    """
+    found = {
+        name: by_category(differences(*(values_of(choose(rows, method="ReConPatch", epoch=epoch), key) for epoch in (None, 0))))
+        for name, (key, _) in QUANTITIES.items()
+    }
+    places = list(dict.fromkeys(place for own in found.values() for place in own))
+    lines = ["| category | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    lines += [
+        f"| {data} {category} | " + " | ".join(spelled(found[name][data, category, b], QUANTITIES[name][1]) for name in found) + " |"
+        for data, category, b in places
+    ]
+    return "\n".join(lines) + "\n"
+
+
+TOGETHER = "all backbones"  # what a mean over backbones, and an ensemble of them, is called in place of a backbone
+ENSEMBLES = ("ensemble of PatchCore", "ensemble of untrained f", "ensemble of ReConPatch", "ensemble of ReConPatch, rate x 10")
+ALONE = "PatchCore alone, mean of the backbones"
+PAIRS = (  # what is compared in the grid "ensemble"
+    ("ensemble of PatchCore", ALONE), ("ensemble of ReConPatch", "ensemble of untrained f"),
+    ("ensemble of ReConPatch, rate x 10", "ensemble of untrained f"), ("ensemble of ReConPatch", "ensemble of PatchCore"),
+    ("ensemble of ReConPatch, rate x 10", "ensemble of PatchCore"),
+)  # fmt: skip
+
+
+def ensembles(rows: Sequence[Row], quantity: str) -> dict[str, dict[Key, float]]:
+    """Return one quantity of every ensemble, and the mean of PatchCores alone: name → values by cell.
+
+    Args:
+        rows: of the grid "ensemble".
+        quantity: a metric's key.
+    """
+    found = {name: choose(rows, method=name) for name in ENSEMBLES} | {ALONE: choose(rows, method="PatchCore")}
+    together: dict[str, dict[Key, list[float]]] = {name: {} for name in found}
+    for name, own in found.items():
+        for (data, category, _, seed), value in values_of(own, quantity).items():
+            together[name].setdefault((data, category, TOGETHER, seed), []).append(value)
+    return {name: {key: statistics.fmean(values) for key, values in own.items()} for name, own in together.items()}
+
+
+def ensemble_table(rows: Sequence[Row], quantity: str) -> str:
+    """Return, in Markdown, what ensembles gain over one another and over a PatchCore alone, paired: over both, and by category.
+
+    Args:
+        rows: of the grid "ensemble".
+        quantity: a key of `QUANTITIES`.
+    """
+    key, scale = QUANTITIES[quantity]
+    values = ensembles(rows, key)
+    apart = {f"{ours} − {theirs}": differences(values[ours], values[theirs]) for ours, theirs in PAIRS}
+    places = list(dict.fromkeys(place for own in apart.values() for place in by_category(own)))
+    heads = ["over both", *(f"{data} {category}, over seeds" for data, category, _ in places)]
+    lines = [f"| {quantity} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name, own in apart.items():
+        cells = [spelled(over_both(own), scale), *(spelled(by_category(own)[place], scale) for place in places)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ensemble_means(rows: Sequence[Row]) -> str:
+    """Return, in Markdown, the ensembles, and each PatchCore alone: mean over categories ± standard deviation over seeds.
+
+    Args:
+        rows: of the grid "ensemble".
+    """
+    alone = {f"PatchCore, {b}": b for b in dict.fromkeys(row.backbone for row in rows if row.method == "PatchCore")}
+    tables = {
+        name: ensembles(rows, key) | {
+            label: values_of(choose(rows, method="PatchCore", backbone=b), key) for label, b in alone.items()
+        } for name, (key, _) in QUANTITIES.items()
+    }  # fmt: skip
+    lines = ["| | " + " | ".join(tables) + " |", "|---|" + "---:|" * len(tables)]
+    for name in (*alone, *ENSEMBLES):
+        lines.append(f"| {name} | " + " | ".join(_mean_std(tables[q][name], scale) for q, (_, scale) in QUANTITIES.items()) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def spelled(found: Interval, scale: float = 100, digits: int = 2) -> str:
     """Return an interval as tables show it: mean [low, high], in bold where zero lies outside."""
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in (found.mean, found.low, found.high))
@@ -177,8 +259,8 @@ def report(folder: str | Path) -> str:
     """Return all tables of the study in Markdown.
 
     Args:
-        folder: with `study.json`, `ports.json` and `full.json`, as `rcp experiments … --collect` writes them; of the last two, what
-            was not measured completely is said to be missing.
+        folder: with `study.json`, `ports.json`, `full.json` and `ensemble.json`, as `rcp experiments … --collect` writes them; of
+            all but the first, what was not measured completely is said to be missing.
     """
     study, parts = _complete(folder, "study"), []
     for opponent in (UNTRAINED, PLAIN):
@@ -194,12 +276,16 @@ def report(folder: str | Path) -> str:
         for backbone in dict.fromkeys(row.backbone for row in study):
             parts += [f"### {SOURCES.get(data, data)}, {backbone}: means over categories ± standard deviation over seeds\n",
                       mean_table(study, data, backbone)]  # fmt: skip
-    parts.append("### The ports' bugs: ReConPatch with one, against ReConPatch without; Lite0, rate × 10, image AUROC, over seeds\n")
-    ports = _complete(folder, "ports")
-    parts.append(port_table(ports) if ports else "Not measured yet: `rcp experiments ports`.\n")
-    parts.append("### 64 steps an epoch instead of 16 (Lite0): 120 epochs against untrained f, image AUROC, over seeds\n")
-    full = _complete(folder, "full")
-    parts.append(_full(full) if full else "Not measured yet: `rcp experiments full`.\n")
+    for name, title, tables in (
+        ("ports", "The ports' bugs: ReConPatch with one or with all, against ReConPatch without; Lite0, rate × 10, image AUROC, over seeds",
+         (port_table,)),
+        ("full", "64 steps an epoch instead of 16 (Lite0): 120 epochs against untrained f, over seeds", (full_table,)),
+        ("ensemble", "Ensembles of Lite0, 1 and 2: means over three categories ± standard deviation over seeds, and paired differences",
+         (ensemble_means, *(partial(ensemble_table, quantity=quantity) for quantity in QUANTITIES))),
+    ):  # fmt: skip
+        rows = _complete(folder, name)
+        parts.append(f"### {title}\n")
+        parts += [table(rows) for table in tables] if rows else [f"Not measured yet: `rcp experiments {name}`.\n"]
     parts.append(f"All cells of the collected grids together took {_seconds(folder) / 3600:.1f} h of one worker, features not counted.\n")
     return "\n".join(parts)
 
@@ -214,12 +300,6 @@ def _seconds(folder: str | Path) -> float:
     """What the cells took, each once, however many grids have it."""
     contents = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
     return sum({row["address"]: row["seconds"] for one in contents if "missing" in one for row in one["rows"]}.values())
-
-
-def _full(rows: Sequence[Row]) -> str:
-    end, start = (values_of(choose(rows, method="ReConPatch", epoch=epoch), "image_auroc") for epoch in (None, 0))
-    found = by_category(differences(end, start))
-    return "\n".join(f"* {data} {category}: {spelled(one)}" for (data, category, _), one in found.items()) + "\n"
 
 
 if __name__ == "__main__":
