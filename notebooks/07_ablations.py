@@ -42,6 +42,7 @@ from rcp import course, plots_grids
 from rcp.course import ablations as lesson
 from rcp.course import ablations_figures as pictures
 from rcp.course import ablations_paper as paper
+from rcp.course import ablations_words as said
 from rcp.experiments import Data, Grid, Method, Results, plan, read_grid, run_grid
 from rcp.experiments.collection import collect, read_rows
 from rcp.experiments.command import GRIDS
@@ -338,10 +339,7 @@ unit = lesson.spread(rows, choices.values(), "image_auroc")  # points, of a mean
 effects = lesson.effects(rows, choices, "image_auroc", unit)
 
 # %%
-widest = max(effects, key=lambda effect: abs(effect.change.mean))
-outside = [effect for effect in effects if abs(effect.change.mean) > unit]
-Markdown(f"No change moves the mean by more than **{abs(widest.change.mean):.2f} points** ({widest.name}); the seeds' own standard "
-         f"deviation is **{unit:.2f} points**. {len(outside)} of {len(effects)} changes are larger than that deviation.")
+Markdown(said.moved(effects, unit))
 
 # %% [markdown]
 # Now look closer: choose a choice and a quantity; move the level (or click on it) to read its difference. *Position share* is the part of the
@@ -376,7 +374,11 @@ Markdown("The largest effect on each quantity:\n\n" + "\n".join(table))
 # %% tags=["nbval-check-output"]
 magnitudes = Quality()
 print(f"at most {magnitudes.degrees:g} degrees, shift {magnitudes.shift:.0%}, brightness {magnitudes.brightness:.0%}, "
-      f"contrast {magnitudes.contrast:.0%}, blur {magnitudes.blur:g} px for each 256")
+      f"contrast {magnitudes.contrast:.0%}, blur {magnitudes.blur:g} px for each 256; drawn once, with seed {magnitudes.seed}")
+
+# %% [markdown]
+# **What this tells you.** The degraded images are *one draw*, the same for all seeds of the methods. So no interval over seeds below
+# knows what another draw of angles, shifts and light would give.
 
 # %% tags=["slide", "hide-input"]
 course.keep(pictures.degraded_figure(category.test), "07_ablations_degraded")
@@ -395,8 +397,8 @@ Markdown("**Changes of the image AUROC, in points; in brackets 95 % intervals ov
 Markdown(paper.quality_said(quality_rows))
 
 # %% [markdown]
-# **What this tells you.** Keep three questions apart. *Test side*: the camera has moved since the training. *Train side*: bad
-# images were learned, good ones are judged; the memory has seen more than it needs. *Both*: the camera was bad all the time. The paper's claim is
+# **What this tells you.** Keep three questions apart. *Train side*: bad images were learned, good ones are judged; the memory has seen
+# more than it needs. *Test side*: the camera has moved since the training. *Both*: the camera was bad all the time. The paper's claim is
 # that ReConPatch loses *less* than PatchCore; that is a difference of differences, and its interval stands above. The untrained `f` is its
 # control: if it loses as little as the trained one, the training is not the reason.
 
@@ -413,7 +415,7 @@ everything = effects + lesson.effects(quality_rows, quality, "image_auroc", unit
 course.keep(pictures.league_figure(everything), "07_ablations_league")
 
 # %%
-Markdown(lesson.summary(everything, unit))
+Markdown(said.summary(everything, unit))
 
 # %% [markdown]
 # **What this tells you.** Compare the order with your prediction. Then mind the grey zone: among so many changes *some* must be

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LOOKS = {"PatchCore": plots.GREY, "untrained f": plots.SKY, "ReConPatch": plots.ANOMALOUS}
 NAMES = {"image_auroc": "image AUROC, %", "pixel_auroc": "pixel AUROC, %", "aupro": "AUPRO@0.3, %", "d_prime": "d'"}
 ORDER = ("clean", "rotation", "translation", "light", "blur", "all")
+SIDES = ("train", "test", "both")
 TYPE = plots.TYPE
 
 
@@ -96,9 +97,10 @@ def robustness(rows: Sequence[Row], *, data: str = "embedded", metric: str = "im
     return figure
 
 
-def _severity(label: str) -> tuple[int, str]:
-    word = _shown(label).split("\n")[0]
-    return (ORDER.index(word) if word in ORDER else len(ORDER)), label.partition(" on ")[2] != "test", label
+def _severity(label: str) -> tuple[int, int, str]:
+    word, side = _shown(label).split("\n")[0], label.partition(" on ")[2]
+    places = [own.index(one) if one in own else len(own) for one, own in ((word, ORDER), (side, SIDES))]
+    return (*places, label)
 
 
 def _shown(label: str) -> str:

@@ -1,17 +1,21 @@
 """The effects, tables, pictures and checks of notebook 07, on made-up rows of the grids that come along."""
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from lessons import changes, touched, verdicts
 
 from rcp import plots_grids, synthetic
 from rcp.course import ablations as lesson
 from rcp.course import ablations_figures as pictures
 from rcp.course import ablations_paper as paper
+from rcp.course import ablations_words as said
 from rcp.experiments.collection import Row
 from rcp.experiments.command import GRIDS
 from rcp.experiments.grid import Cell
@@ -165,11 +169,20 @@ def test_the_largest_by_chance():
 
 
 def test_words_say_what_the_interval_says(found):
-    assert "not told apart" in lesson.words(Interval(0.1, -1, 1.2, 3)) and "one seed" in lesson.words(Interval(0.1, math.nan, math.nan, 1))
-    assert lesson.words(Interval(-2, -3, -1, 3)).endswith("less") and lesson.words(Interval(2, 1, 3, 3)).endswith("more")
-    text = lesson.summary(found, 1.0)
+    assert "not told apart" in said.words(Interval(0.1, -1, 1.2, 3)) and "one seed" in said.words(Interval(0.1, math.nan, math.nan, 1))
+    assert said.words(Interval(-2, -3, -1, 3)).endswith("less") and said.words(Interval(2, 1, 3, 3)).endswith("more")
+    text = said.summary(found, 1.0)
     assert f"Of **{len(found)} changes**" in text and f"{0.05 * len(found):.1f} would" in text
     assert f"{sum(e.change.clear for e in found)} of the {len(found)}" in text
+
+
+def test_a_change_is_clear_by_its_interval_not_by_its_size(found):
+    """A large mean with a wide interval is not clear; a small one with a narrow interval is."""
+    one = found[0]
+    made = [replace(one, change=Interval(9.0, -1.0, 19.0, 3)), replace(one, change=Interval(0.2, 0.1, 0.3, 3)), replace(one, change=Interval(-3, -9, 3, 3))]
+    text = said.moved(made, 2.0)
+    assert "more than **9.00 points**" in text and "1 of 3 changes are clear" in text and "alone 0.2 would" in text
+    assert f"{sum(e.change.clear for e in found)} of {len(found)} changes are clear" in said.moved(found, 1.0)
 
 
 @pytest.mark.parametrize("name, kinds", [
@@ -247,6 +260,21 @@ def test_figures_show_the_rows(rows, quality_rows, choices, found):
     assert len(plots_grids.robustness(quality_rows).axes[0].containers) >= 3
 
 
+def test_labels_of_levels_do_not_run_into_each_other(rows, choices):
+    figure = pictures.multiples_figure(rows, choices)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()] if axes.get_visible() else []
+        assert all(left.x1 + 2 < right.x0 for left, right in itertools.pairwise(boxes)), axes.get_title()
+
+
+def test_sides_come_in_the_order_train_test_both(quality_rows):
+    sides = [name.removeprefix("all on ") for name in lesson.DEGRADED if name.startswith("all")]
+    text = paper.quality_said(quality_rows)
+    assert sides == ["train", "test", "both"] == sorted(sides, key=lambda side: text.index(f"*all on {side}*"))
+    assert [line.split(" on ")[1].split(" |")[0] for line in paper.quality_markdown(quality_rows).splitlines() if "measured: all" in line] == sides
+
+
 def test_the_outline_moves_with_the_picture(category):
     figure = pictures.degraded_figure(category.test)
     assert [axes.get_title() for axes in figure.axes] == ["clean", "rotation", "translation", "light", "blur", "all"]
@@ -293,27 +321,3 @@ def test_a_live_grid_knows_its_data(category):
     grid, roots = lesson.live_grid(category, [0.0, 1.0], [0, 1], {"epochs": 1})
     assert roots == {category.dataset: category.root.parent} and grid.data[0].categories == (category.name,)
     assert len(grid.cells(lambda data: [])) == 4
-
-
-def verdicts(check, right, wrong) -> None:
-    """The right answer is right, each mistake is told by its own words, and no answer is no verdict."""
-    assert check(right).right is True
-    texts = [check(answer).text for answer in wrong]
-    assert all(check(answer).right is False for answer in wrong)
-    assert len(set(texts)) == len(texts) and not any("usual slip" in text or "differs from what" in text for text in texts)
-    assert check(...).right is None
-
-
-def changes(explorer, **values) -> None:
-    """Every control has a value here, and moving it draws another picture."""
-    assert set(values) == set(explorer.controls)
-    for name, value in values.items():
-        before = explorer.picture.png
-        explorer.controls[name].value = value
-        assert explorer.picture.png != before, name
-
-
-def touched(explorer, x: float, y: float) -> None:
-    before = explorer.picture.png
-    explorer.picture.touch = {"phase": "down", "x": x, "y": y, "count": 1}
-    assert explorer.picture.png != before

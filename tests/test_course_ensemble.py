@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lessons import changes, touched, verdicts
 from matplotlib.figure import Figure
 
 import rcp
@@ -204,27 +205,3 @@ def test_check_3_knows_its_mistakes():
     best = max(gains.backbone_means())
     wrong = [seeds / z, (z - seeds) / (z - one), (big - one) / (z - one), (seeds - best) / (z - best)]
     verdicts(checks.check_3, (seeds - one) / (z - one), wrong)
-
-
-def verdicts(check, right, wrong) -> None:
-    """The right answer is right, each mistake is told by its own words, and no answer is no verdict."""
-    assert check(right).right is True
-    texts = [check(answer).text for answer in wrong]
-    assert all(check(answer).right is False for answer in wrong)
-    assert len(set(texts)) == len(texts) and not any("usual slip" in text or "differs from what" in text for text in texts)
-    assert check(...).right is None
-
-
-def changes(explorer, **values) -> None:
-    """Every control has a value here, and moving it draws another picture."""
-    assert set(values) == set(explorer.controls)
-    for name, value in values.items():
-        before = explorer.picture.png
-        explorer.controls[name].value = value
-        assert explorer.picture.png != before, name
-
-
-def touched(explorer, x: float, y: float) -> None:
-    before = explorer.picture.png
-    explorer.picture.touch = {"phase": "down", "x": x, "y": y, "count": 1}
-    assert explorer.picture.png != before

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lessons import changes, touched, verdicts
 
 import rcp
 from rcp import metrics
@@ -230,27 +231,3 @@ def test_a_quantile_breaks_with_the_fifth_bad_image():
     for count, broken in ((4, False), (5, True)):
         scores = torch.cat([torch.rand(100 - count), 10 + torch.rand(count)])
         assert (threshold(scores, 0.05).value > 5) is broken
-
-
-def verdicts(check, right, wrong) -> None:
-    """The right answer is right, each mistake is told by its own words, and no answer is no verdict."""
-    assert check(right).right is True
-    texts = [check(answer).text for answer in wrong]
-    assert all(check(answer).right is False for answer in wrong)
-    assert len(set(texts)) == len(texts) and not any("usual slip" in text or "differs from what" in text for text in texts)
-    assert check(...).right is None
-
-
-def changes(explorer, **values) -> None:
-    """Every control has a value here, and moving it draws another picture."""
-    assert set(values) == set(explorer.controls)
-    for name, value in values.items():
-        before = explorer.picture.png
-        explorer.controls[name].value = value
-        assert explorer.picture.png != before, name
-
-
-def touched(explorer, x: float, y: float) -> None:
-    before = explorer.picture.png
-    explorer.picture.touch = {"phase": "down", "x": x, "y": y, "count": 1}
-    assert explorer.picture.png != before

@@ -1,8 +1,8 @@
 """Choices, effects, tables and checks of notebook 07: what does each choice do?
 
 Everything is computed from collected grids ("ablations" and "quality" of `rcp.experiments`); nothing is measured here, and no
-number of a result stands here. Figures and interactive twins: `rcp.course.ablations_figures`; the paper's tables beside ours:
-`rcp.course.ablations_paper`.
+number of a result stands here. Words: `rcp.course.ablations_words`; figures and interactive twins: `rcp.course.ablations_figures`;
+the paper's tables beside ours: `rcp.course.ablations_paper`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ CHOICES: dict[str, Choice] = {
     "rate": _varied("learning rate", "learning rate", "training.learning_rate", [1e-5, 1e-4, 1e-3], 1e-4, ["1e-5", "1e-4", "1e-3"]),
     "epochs": Choice("epochs", (*(Level(str(e), "epochs", epoch=e) for e in (0, 1, 10)), replace(DEFAULT, label="40")), replace(DEFAULT, label="40")),
     "detector": _beside(
-        "another detector", Level("PatchCore", "PatchCore", {"bank.coreset": 0.01}),
+        "another detector", Level("Patch-\nCore", "PatchCore", {"bank.coreset": 0.01}),
         Level("random\nproj.", "random projection", {_WIDTH: 512}), Level("PCA", "PCA", {_WIDTH: 512}), default="ReCon-\nPatch",
     ),
 }  # fmt: skip
@@ -121,7 +121,7 @@ CONTROLS: dict[str, Choice] = {
 }  # fmt: skip
 _CLEAN = Level("clean", "ReConPatch")
 DEGRADED = {f"{name} on {side}": f"{DATA}, {name} on {side}" for name, side in (
-    ("rotation", "test"), ("translation", "test"), ("light", "test"), ("blur", "test"), ("all", "test"), ("all", "train"), ("all", "both"),
+    ("rotation", "test"), ("translation", "test"), ("light", "test"), ("blur", "test"), ("all", "train"), ("all", "test"), ("all", "both"),
 )}  # fmt: skip
 QUALITY = Choice(
     "image quality", (_CLEAN, *(Level(name.replace(" on ", "\n"), "ReConPatch", data=data) for name, data in DEGRADED.items())), _CLEAN,
@@ -278,33 +278,6 @@ def largest_by_chance(n: int, seeds: int = 3, *, draws: int = 4000, seed: int = 
     generator = np.random.default_rng(seed)
     means = generator.normal(0, 1 / math.sqrt(seeds), (draws, n + 1))  # the reference first: all effects share it
     return tuple(np.quantile(np.abs(means[:, 1:] - means[:, :1]).max(1), [0.5, 0.95]).tolist())
-
-
-# Words, computed from rows
-
-
-def words(found: Interval, unit: str = "points") -> str:
-    """Return a change with its interval, and what it says."""
-    said = ("more" if found.mean > 0 else "less") if found.clear else "not told apart from no change"
-    inside = "one seed" if found.n == 1 else f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
-    return f"{found.mean:+.2f} {unit} ({inside}): {said}"
-
-
-def summary(found: Sequence[Effect], unit: float, quantity: str = "image_auroc") -> str:
-    """Return Markdown that says which effects stand out, of how many, and how many would by chance."""
-    name, sign, _ = QUANTITIES[quantity]
-    clear = [effect for effect in found if effect.change.clear]
-    top = max(found, key=lambda effect: abs(effect.size))
-    half, high = largest_by_chance(len(found), max(effect.change.n for effect in found))
-    beyond = [effect for effect in found if abs(effect.size) > high]
-    names = "; ".join(f"{e.name} ({e.change.mean:+.2f})" for e in sorted(beyond, key=lambda e: -abs(e.size))) or "none"
-    points = "points" if sign else "units"
-    return (
-        f"Of **{len(found)} changes**, {name}: the largest is *{top.name}*, {top.change.mean:+.2f} {points}, "
-        f"{abs(top.size):.1f} standard deviations of the seeds (one is {unit:.2f} {points}). If no choice did anything, the "
-        f"largest of so many would be {half:.1f} in the middle, and above {high:.1f} once in twenty times. Beyond {high:.1f}: {names}.\n\n"
-        f"{len(clear)} of the {len(found)} paired intervals exclude zero; by chance alone {0.05 * len(found):.1f} would."
-    )
 
 
 # A grid that runs while the class waits

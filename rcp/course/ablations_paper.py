@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rcp import published
-from rcp.course.ablations import CHOICES, CONTROLS, DATA, DEGRADED, Choice, Level, change, seed_means, values, words
+from rcp.course.ablations import CHOICES, CONTROLS, DATA, DEGRADED, Choice, Level, change, seed_means, values
+from rcp.course.ablations_words import words
 from rcp.experiments.collection import Row
 from rcp.experiments.summary import Interval, differences, over_seeds
 
@@ -266,7 +267,7 @@ def quality_said(rows: Sequence[Row]) -> str:
     if single:
         worst = min(single, key=lambda name: single[name].mean)
         lines.append(f"* Of the single faults, ReConPatch loses most by *{worst}*: {words(single[worst])}.")
-    for name in ("all on test", "all on train", "all on both"):
+    for name in ("all on train", "all on test", "all on both"):
         if {"PatchCore", "untrained f", "ReConPatch"} <= set(found.get(name, {})):
             by = found[name]
             beside = []

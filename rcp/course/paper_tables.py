@@ -1,7 +1,8 @@
-"""What notebook 08 reads and says: committed results, paired and with intervals, beside the papers' tables.
+"""What notebook 08 reads: committed results, paired and with intervals.
 
 Every sentence of judgement is computed from the results, so that it stays true whatever they are. The statistics are
-`rcp.experiments.summary`'s; here they are asked for, and put into words.
+`rcp.experiments.summary`'s; here they are asked for. Main is the interval *over both*, categories and seeds. Published numbers
+beside measured ones: `rcp.course.paper_tables_claims`; the ensemble: `rcp.course.paper_tables_ensemble`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
-from rcp import published
 from rcp.course import results_folder
 from rcp.experiments.collection import Row, read_rows
 from rcp.experiments.summary import (
@@ -23,7 +23,7 @@ from rcp.experiments.summary import (
     by_category,
     choose,
     differences,
-    over_categories,
+    over_both,
     over_seeds,
     values_of,
 )
@@ -50,9 +50,12 @@ class Who:
     bug: str | None = None
 
 
-UNTRAINED, EQ10, TRAINED = "untrained f", "PatchCore + Eq. 10", "ReConPatch, 120 epochs"
-OPPONENTS = {EQ10: Who(EQ10), UNTRAINED: Who("ReConPatch", 0), "PatchCore": Who("PatchCore")}
+UNTRAINED, PLAIN, EQ10 = "untrained f", "PatchCore", "PatchCore + Eq. 10"
+TRAINED, FASTER = "ReConPatch, 120 epochs", "ReConPatch, rate x 10"
+OPPONENTS = {UNTRAINED: Who("ReConPatch", 0), PLAIN: Who(PLAIN), EQ10: Who(EQ10)}
 CONTENDERS = {
+    PLAIN: Who(PLAIN),
+    EQ10: Who(EQ10),
     "random projection": Who("random projection"),
     "random projection to 64": Who("random projection to 64"),
     "PCA to 64": Who("PCA to 64"),
@@ -62,11 +65,14 @@ CONTENDERS = {
     "ReConPatch, 10 epochs": Who("ReConPatch", 10),
     "ReConPatch, 40 epochs": Who("ReConPatch", 40),
     TRAINED: Who("ReConPatch"),
-    "ReConPatch, rate x 10": Who("ReConPatch, rate x 10"),
+    FASTER: Who(FASTER),
 }
 EPOCHS = {0: UNTRAINED, 1: "ReConPatch, 1 epoch", 10: "ReConPatch, 10 epochs", 40: "ReConPatch, 40 epochs", 120: TRAINED}
-BUGS = {f"bug: {bug}": Who("ported", bug=bug) for bug in ("labels", "frozen teacher", "mixed teacher", "scale")}
-KNOWN = OPPONENTS | CONTENDERS | BUGS
+SPACES = [who for who in CONTENDERS if who != EQ10]  # Eq. 10 weighs scores: the space is PatchCore's, turned
+ALL_BUGS = "all four bugs"
+BUGS = {f"bug: {bug}": Who("ported", bug=bug) for bug in ("labels", "frozen teacher", "mixed teacher", "scale")} | {ALL_BUGS: Who("ported", bug="all")}
+ENSEMBLES = {name: Who(name) for name in (f"ensemble of {one}" for one in (PLAIN, UNTRAINED, "ReConPatch", FASTER))}
+KNOWN = OPPONENTS | CONTENDERS | BUGS | ENSEMBLES
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def measured(name: str, folder: Path | None = None) -> Measured:
     """Return a collected grid; one without rows if it was not collected yet.
 
     Args:
-        name: "study", "ports" or "full".
+        name: "study", "ports", "full" or "ensemble".
         folder: None: `results_folder()`.
 
     Raises:
@@ -139,41 +145,60 @@ def gains(rows: Sequence[Row], ours: str, theirs: str, quantity: str, backbone: 
         return {}
 
 
+def both(found: Mapping[Key, float]) -> Interval:
+    """Return the interval that counts: for another category with another seed; without ends where there are too few for it.
+
+    Args:
+        found: differences, at least one. One category, one seed or a cell that is missing: no ends.
+    """
+    try:
+        return over_both(found)
+    except ValueError:
+        return Interval(statistics.fmean(found.values()), math.nan, math.nan, 1)
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of a forest plot: one paired comparison.
 
     Attributes:
         who: the contender.
-        seeds, categories: the two intervals of `rcp.experiments.summary`.
-        by_backbone: mean difference of each backbone.
+        both: the interval over categories and seeds, which is the one to go by.
+        seeds: the interval over seeds alone.
+        parts: mean difference of each backbone, or of each category.
     """
 
     who: str
+    both: Interval
     seeds: Interval
-    categories: Interval
-    by_backbone: dict[str, float]
+    parts: dict[str, float]
 
     @property
     def label(self) -> str:
         """The contender, and the backbone where it was measured with one alone."""
-        return f"{self.who} ({next(iter(self.by_backbone))})" if len(self.by_backbone) == 1 else self.who
+        return f"{self.who} ({next(iter(self.parts))})" if len(self.parts) == 1 else self.who
+
+
+def compared(who: str, found: Mapping[Key, float], part: int = 2) -> Line:
+    """Return the line of a comparison.
+
+    Args:
+        who: its name.
+        found: differences, at least one.
+        part: place in the key of what small marks are drawn for: 1 the category, 2 the backbone.
+    """
+    parts: dict[str, list[float]] = {}
+    for key, value in found.items():
+        parts.setdefault(key[part], []).append(value)
+    return Line(who, both(found), over_seeds(found), {name: statistics.fmean(own) for name, own in parts.items()})
 
 
 def forest(
     rows: Sequence[Row], theirs: str, quantity: str, backbone: str = ALL, contenders: Iterable[str] = CONTENDERS
 ) -> list[Line]:
     """Return a line for every contender that can be paired with the opponent."""
-    lines = []
-    for who in contenders:
-        found = gains(rows, who, theirs, quantity, backbone) if who != theirs else {}
-        if found:
-            parts: dict[str, list[float]] = {}
-            for key, value in found.items():
-                parts.setdefault(key[2], []).append(value)
-            means = {name: statistics.fmean(own) for name, own in parts.items()}
-            lines.append(Line(who, over_seeds(found), over_categories(found), means))
-    return lines
+    found = {who: gains(rows, who, theirs, quantity, backbone) for who in contenders if who != theirs}
+    return [compared(who, own) for who, own in found.items() if own]
 
 
 def per_category(found: Mapping[Key, float]) -> dict[str, Interval]:
@@ -216,113 +241,42 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
 
 
+def cell(one: Line | None) -> str:
+    """Return a comparison for a table: over both, bold where zero lies outside; *s* where it does so over seeds alone."""
+    if one is None:
+        return "–"
+    text = f"**{shown(one.both)}**" if one.both.clear else shown(one.both)
+    return f"{text} *s*" if one.seeds.clear and not one.both.clear else text
+
+
 def study_table(rows: Sequence[Row], theirs: str, contenders: Iterable[str] = CONTENDERS) -> str:
-    """Return the paired differences in all four quantities, with the interval over categories; clear ones are bold."""
-    kept = {q: {line.label: line.categories for line in forest(rows, theirs, q, contenders=contenders)} for q in QUANTITIES}
-    lines = []
-    for who in kept["image_auroc"]:
-        cells = [kept[q].get(who) for q in QUANTITIES]
-        lines.append([who, *("–" if one is None else f"**{shown(one)}**" if one.clear else shown(one) for one in cells)])
-    units = [f"{name}{', points' if quantity in PERCENT else ''}" for quantity, name in QUANTITIES.items()]
-    return table([f"against {theirs}", *units], lines)
+    """Return the paired differences to an opponent in all four quantities, a line a contender, as `cell` shows them."""
+    kept = {q: {one.label: one for one in forest(rows, theirs, q, contenders=contenders)} for q in QUANTITIES}
+    return quantity_table(f"against {theirs}", kept)
+
+
+def quantity_table(corner: str, kept: Mapping[str, Mapping[str, Line]]) -> str:
+    """Return a table with a column a quantity.
+
+    Args:
+        corner: what the lines are.
+        kept: quantity → name of a line → its comparison.
+    """
+    units = [f"{QUANTITIES[quantity]}{', points' if quantity in PERCENT else ''}" for quantity in kept]
+    names = dict.fromkeys(name for own in kept.values() for name in own)
+    return table([corner, *units], [[name, *(cell(own.get(name)) for own in kept.values())] for name in names])
 
 
 def space_table(rows: Sequence[Row], backbone: str) -> str:
     """Return the probes of each method's feature space: means over categories and seeds with one backbone."""
     lines = []
-    for who in (EQ10, *CONTENDERS):
+    for who in SPACES:
         try:
             found = [values(rows, who, probe, backbone).values() for probe in PROBES]
         except ValueError:  # not measured yet
             continue
         lines.append([who, *(f"{statistics.fmean(own):.{digits}f}" for own, digits in zip(found, (2, 4, 1), strict=True))])
     return table([f"space ({backbone})", *PROBES.values()], lines)
-
-
-DOUBT = "the paper's value looks misplaced, see below"
-THIRD = "third_party_mvtec"
-CLAIMS = (  # what is printed in the table of means: label and how to find it
-    ("paper: PatchCore, 25 % coreset", {"table": 5, "method": "PatchCore (25% coreset)", "category": "mean"}),
-    ("PatchCore's own paper: 1 % coreset", {"file": "headlines", "method": "PatchCore-1%", "category": "mean"}),
-    ("paper: ReConPatch, WRN-50, 224 px", {"table": 5, "method": "ReConPatch (Ours, single)", "image_size": 224, "category": "mean"}),
-    ("paper: ReConPatch, WRN-101, 480 px", {"table": 5, "method": "ReConPatch (Ours, single)", "image_size": 480, "category": "mean"}),
-    ("third party: PatchCore", {"file": THIRD, "method": "PatchCore (re-implementation, last logged)"}),
-    ("third party: ReConPatch, first epoch logged", {"file": THIRD, "method": "ReconPatch (re-implementation, first logged)"}),
-    ("third party: ReConPatch, last epoch logged", {"file": THIRD, "method": "ReconPatch (re-implementation, last logged)"}),
-)  # fmt: skip
-PAIRS = {  # source → the two methods per category: PatchCore, ReConPatch
-    "paper": ({"table": 5, "method": "PatchCore (25% coreset)"}, {"table": 5, "method": "ReConPatch (Ours, single)", "image_size": 224}),
-    "third party": (
-        {"file": THIRD, "method": "PatchCore (re-implementation, last logged, epoch 1)"},
-        {"file": THIRD, "method": "ReconPatch (re-implementation, last logged, epoch 119)"},
-    ),
-}  # fmt: skip
-
-
-def claims_table() -> str:
-    """Return the published means, the third party's beside the paper's, with their troubles below."""
-    lines, used = [], []
-    for label, where in CLAIMS:
-        found = [published.find(metric=metric, **where) for metric in ("image_auroc", "pixel_auroc")]
-        used += found
-        lines.append([label, *(f"{number.value:g}" for number in found)])
-    return table(["MVTec AD, mean of 15 categories, %", "image AUROC", "pixel AUROC"], lines) + _troubles(used)
-
-
-def published_gains(source: str, metric: str = "image_auroc") -> dict[str, float]:
-    """Return category → ReConPatch − PatchCore in points, from the paper's Table 5 or the third party's files."""
-    base, ours = ({n.category: n.value for n in published.select(metric=metric, **where)} for where in PAIRS[source])
-    return {name: ours[name] - base[name] for name in ours if name in base and not name.startswith("mean")}
-
-
-def cells_table(rows: Sequence[Row], categories: Sequence[str] = ("bottle", "pill")) -> str:
-    """Return published beside measured, cell by cell, with the difference and what it can and cannot mean."""
-    lines, used = [], []
-    for category in categories:
-        for metric in ("image_auroc", "pixel_auroc"):
-            printed = [[published.find(metric=metric, category=category, **w) for w in pair] for pair in PAIRS.values()]
-            used += [number for pair in printed for number in pair]
-            doubtful = any("permuted" in sentence for sentence in printed[0][1].troubles)
-            for i, who in enumerate(("PatchCore", TRAINED)):
-                here = _level(_own(rows, who, metric, category), printed[0][i].value)
-                here[1:] = ["–", DOUBT] if doubtful and i else here[1:]
-                lines.append([category, QUANTITIES[metric], who, *(f"{pair[i].value:g}" for pair in printed), *here])
-            claimed = [pair[1].value - pair[0].value for pair in printed]
-            own = {key: value for key, value in gains(rows, TRAINED, "PatchCore", metric).items() if key[1] == category}
-            here = _gain(own, claimed[0])
-            here[1:] = ["–", DOUBT] if doubtful else here[1:]
-            lines.append([category, QUANTITIES[metric], "**gain**", *(signed(value) for value in claimed), *here])
-    header = ["category", "metric", "method", "paper", "third party", "measured here", "here − paper", "why"]
-    return table(header, lines) + _troubles(used)
-
-
-def _own(rows: Sequence[Row], who: str, metric: str, category: str) -> list[float]:
-    try:
-        return [value for key, value in values(rows, who, metric).items() if key[1] == category]
-    except ValueError:
-        return []
-
-
-def _level(here: list[float], printed: float) -> list[str]:
-    if not here:
-        return ["not measured yet", "–", "–"]
-    mean = statistics.fmean(here)
-    return [f"{mean:.2f} ± {statistics.stdev(here) if len(here) > 1 else 0:.2f}", signed(mean - printed), "another network; smaller image files"]
-
-
-def _gain(own: Mapping[Key, float], claimed: float) -> list[str]:
-    if not own:
-        return ["not measured yet", "–", "–"]
-    found = over_seeds(own)
-    if found.low <= claimed <= found.high:
-        why = "the paper's gain lies inside our interval"
-    else:
-        why = "outside our interval over seeds: other network, shorter training, other test scores"
-    return [shown(found), signed(found.mean - claimed), why]
-
-
-def _troubles(numbers: Sequence[published.Number]) -> str:
-    return "\n\nKnown troubles of the published numbers:\n\n" + "\n".join(f"* {line}" for line in published.troubles(numbers))
 
 
 def full_table(rows: Sequence[Row]) -> str:

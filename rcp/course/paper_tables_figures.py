@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import numpy as np
@@ -17,25 +17,29 @@ from rcp.course.paper_tables import (
     BUGS,
     CONTENDERS,
     EPOCHS,
-    EQ10,
     OPPONENTS,
     PERCENT,
+    PLAIN,
     PROBES,
     QUANTITIES,
+    SPACES,
     TRAINED,
     UNTRAINED,
     Line,
+    compared,
     forest,
     gains,
     per_category,
-    published_gains,
     signed,
     values,
 )  # fmt: skip
+from rcp.course.paper_tables_claims import published_gains
+from rcp.course.paper_tables_ensemble import lines_of
 from rcp.experiments.collection import Row
 from rcp.experiments.summary import Interval, interval
 
 MARKS = {"Lite0": ("o", plots.SKY), "Lite1": ("^", plots.ORANGE), "Lite2": ("D", plots.PINK)}
+OTHERS = (("s", plots.GREEN), ("o", plots.SKY), ("^", plots.ORANGE), ("D", plots.PINK))  # categories
 SMALL = plots.TYPE - 3
 DIVERGING = "PuOr"
 
@@ -93,26 +97,27 @@ def claims_figure() -> Figure:
     return figure
 
 
-def forest_figure(rows: Sequence[Row], quantity: str = "image_auroc", opponents: Sequence[str] = (EQ10, UNTRAINED)) -> Figure:
-    """Return the paired differences of all contenders, a panel an opponent, with both intervals.
+def forest_figure(rows: Sequence[Row], quantity: str = "image_auroc", opponents: Sequence[str] = (UNTRAINED, PLAIN)) -> Figure:
+    """Return the paired differences of all contenders, a panel an opponent, over both and over seeds alone.
 
     Args:
         rows: of the study.
         quantity: of `QUANTITIES`.
         opponents: of `OPPONENTS`.
     """
-    figure = plots.new_figure(12, 6)
+    figure = plots.new_figure(12, 6.4)
     panels = figure.subplots(1, len(opponents), squeeze=False, sharey=True)[0]
-    names = [line.who for line in forest(rows, "PatchCore", quantity)]
-    for axes, theirs in zip(panels, opponents, strict=True):
-        draw_forest(axes, forest(rows, theirs, quantity), names, unit(quantity))
+    found = {theirs: forest(rows, theirs, quantity) for theirs in opponents}
+    names = [who for who in CONTENDERS if any(line.who == who for lines in found.values() for line in lines)]
+    for axes, (theirs, lines) in zip(panels, found.items(), strict=True):
+        draw_forest(axes, lines, names, unit(quantity))
         axes.set_title(f"against {theirs}", fontsize=plots.TYPE)
     _legend(figure, panels[0])
     return figure
 
 
 def draw_forest(axes: Axes, lines: Sequence[Line], names: Sequence[str], xlabel: str, chosen: str = "") -> None:
-    """Draw a line a contender: thick the interval over seeds, thin that over categories, small marks the backbones.
+    """Draw a line a contender: thick the interval over both, thin that over seeds alone, small marks the parts.
 
     Args:
         axes: where.
@@ -124,15 +129,15 @@ def draw_forest(axes: Axes, lines: Sequence[Line], names: Sequence[str], xlabel:
     if chosen in names:
         axes.axhspan(names.index(chosen) - 0.45, names.index(chosen) + 0.45, color="#EEEEEE", lw=0, zorder=0)
     y = np.array([names.index(line.who) for line in lines], float)
-    looks = (("seeds", -0.14, plots.NORMAL, 6), ("categories", 0.1, plots.GREY, 2))
-    for kind, shift, colour, width in looks if lines else ():
+    looks = (("both", "over both", -0.14, plots.NORMAL, 6), ("seeds", "over seeds alone", 0.1, plots.GREY, 2))
+    for kind, words, shift, colour, width in looks if lines else ():
         ends = np.array([[getattr(line, kind).low, getattr(line, kind).high] for line in lines])
-        axes.hlines(y + shift, *ends.T, color=colour, lw=width, label=f"95 % over {kind}")
+        axes.hlines(y + shift, *ends.T, color=colour, lw=width, label=f"95 % {words}")
     if lines:
-        axes.plot([line.categories.mean for line in lines], y, "|", color=plots.LIMIT, ms=16, mew=3, label="mean")
-    for name in dict.fromkeys(name for line in lines for name in line.by_backbone):
-        mark, colour = MARKS.get(name, ("s", plots.GREEN))
-        own = [(line.by_backbone[name], at + 0.31) for line, at in zip(lines, y, strict=True) if name in line.by_backbone]
+        axes.plot([line.both.mean for line in lines], y, "|", color=plots.LIMIT, ms=16, mew=3, label="mean")
+    for number, name in enumerate(dict.fromkeys(name for line in lines for name in line.parts)):
+        mark, colour = MARKS.get(name, OTHERS[number % len(OTHERS)])
+        own = [(line.parts[name], at + 0.31) for line, at in zip(lines, y, strict=True) if name in line.parts]
         axes.plot(*zip(*own, strict=True), mark, color=colour, ms=6, label=f"mean, {name}")
     axes.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
     axes.set_yticklabels(names, fontsize=SMALL + 1)
@@ -140,6 +145,7 @@ def draw_forest(axes: Axes, lines: Sequence[Line], names: Sequence[str], xlabel:
     _zero(axes)
     plots.plain(axes)
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=6)  # more, and "−0.25" and "−0.20" run into each other
 
 
 def unit(quantity: str) -> str:
@@ -177,18 +183,18 @@ def map_figure(rows: Sequence[Row], theirs: str = UNTRAINED, quantity: str = "im
 
 
 def epochs_figure(rows: Sequence[Row], quantities: Sequence[str] = ("image_auroc", "d_prime")) -> Figure:
-    """Return the difference to the untrained f over the epochs: mean with its band over seeds, thin lines the categories."""
+    """Return the difference to the untrained f over the epochs: mean, band over both, dotted over seeds; thin the categories."""
     figure = plots.new_figure(12, 4.6)
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(panels, quantities, strict=True):
-        found = {who: gains(rows, who, UNTRAINED, quantity) for who in EPOCHS.values()}
-        lines = {line.who: line.seeds for line in forest(rows, UNTRAINED, quantity, contenders=EPOCHS.values())}
-        lines[UNTRAINED] = Interval(0.0, 0.0, 0.0, 0)
-        x = [i for i, who in enumerate(EPOCHS.values()) if who in lines]
-        band = [lines[who] for who in EPOCHS.values() if who in lines]
-        axes.fill_between(x, [b.low for b in band], [b.high for b in band], color=plots.NORMAL, alpha=0.25, lw=0, label="95 % over seeds")
-        axes.plot(x, [b.mean for b in band], "o-", color=plots.NORMAL, lw=3, ms=9, label="mean")
-        parts = {who: per_category(own) for who, own in found.items() if own}
+        found = {who: own for who in EPOCHS.values() if (own := gains(rows, who, UNTRAINED, quantity))}  # the untrained: zeros
+        x = [i for i, who in enumerate(EPOCHS.values()) if who in found]
+        lines = [compared(who, own) for who, own in found.items()]
+        axes.fill_between(x, [one.both.low for one in lines], [one.both.high for one in lines], color=plots.NORMAL, alpha=0.22, lw=0, label="95 % over both")
+        for end in ("low", "high"):
+            axes.plot(x, [getattr(one.seeds, end) for one in lines], ":", color=plots.NORMAL, lw=2, label="over seeds alone")
+        axes.plot(x, [one.both.mean for one in lines], "o-", color=plots.NORMAL, lw=3, ms=9, label="mean")
+        parts = {who: per_category(own) for who, own in found.items()}
         for number, name in enumerate(dict.fromkeys(n for own in parts.values() for n in own)):
             ends = [(i, parts[who][name].mean) for i, who in enumerate(EPOCHS.values()) if name in parts.get(who, {})]
             axes.plot(*zip(*ends, strict=True), color=plots.GREY, lw=1.2, ls=("-", "--", ":", "-.")[number % 4], marker="osv^D<"[number % 6], ms=4, label=name)
@@ -198,21 +204,38 @@ def epochs_figure(rows: Sequence[Row], quantities: Sequence[str] = ("image_auroc
         axes.set_ylabel(unit(quantity), fontsize=plots.TYPE - 1)
         plots.plain(axes)
     figure.suptitle("ReConPatch − untrained f, the same seed", fontsize=plots.TYPE)
-    _legend(figure, panels[0], 4)
+    _legend(figure, panels[0], 5)
     return figure
 
 
 def ports_figure(rows: Sequence[Row]) -> Figure:
-    """Return what each bug of the ports changes against ours with the same seed; a sentence if it was not measured yet."""
-    figure = plots.new_figure(12, 3.8)
+    """Return what each bug of the ports, and all at once, change against ours with the same seed; a sentence without results."""
+    return _two_panels(lambda quantity: forest(rows, TRAINED, quantity, contenders=BUGS) if rows else [], list(BUGS), "with the bug − without")
+
+
+def ensemble_figure(rows: Sequence[Row]) -> Figure:
+    """Return the comparisons of ensembles, with a mark a category; a sentence if there are no results."""
+    return _two_panels(lambda quantity: lines_of(rows, quantity), [], "first − second; each score is an ensemble's unless it says members")
+
+
+def _two_panels(found: Callable[[str], list[Line]], names: list[str], title: str) -> Figure:
+    """Two forests side by side, image AUROC and d'.
+
+    Args:
+        found: quantity → its lines.
+        names: of lines that are expected; those that are not there leave no gap, unless none is.
+        title: above both.
+    """
+    lines = {quantity: found(quantity) for quantity in ("image_auroc", "d_prime")}
+    there = list(dict.fromkeys(line.who for own in lines.values() for line in own)) or names
+    figure = plots.new_figure(12, 1.6 + 0.5 * max(len(there), 4))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, quantity in zip(panels, ("image_auroc", "d_prime"), strict=True):
-        lines = forest(rows, TRAINED, quantity, contenders=BUGS) if rows else []
-        draw_forest(axes, lines, list(BUGS), unit(quantity))
-        if not lines:
+    for axes, (quantity, own) in zip(panels, lines.items(), strict=True):
+        draw_forest(axes, own, there, unit(quantity))
+        if not own:
             axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", fontsize=plots.TYPE)
-    figure.suptitle("with one bug − without", fontsize=plots.TYPE)
-    if lines:
+    figure.suptitle(title, fontsize=plots.TYPE)
+    if lines["image_auroc"]:
         _legend(figure, panels[0])
     return figure
 
@@ -224,7 +247,7 @@ def space_figure(rows: Sequence[Row], backbone: str) -> Figure:
         rows: of the study.
         backbone: one with which all methods were measured.
     """
-    names = [who for who in (EQ10, *CONTENDERS) if _measured(rows, who, backbone)]
+    names = [who for who in SPACES if _measured(rows, who, backbone)]
     figure = plots.new_figure(12, 5.6)
     panels = figure.subplots(1, len(PROBES), sharey=True)
     for axes, (probe, name) in zip(panels, PROBES.items(), strict=True):
