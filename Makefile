@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/python notebooks/build.py --out demo 00_quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(DRIVER)
 	$(BIN)/python -m pytest tests/browser

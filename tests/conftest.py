@@ -1,9 +1,13 @@
 """Small pictures with H != W, and the smallest network that timm has, for the rooms after `images`."""
 
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:  # side by side: each its share of the cores, as the
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # kernels that it starts. Before torch
 
 import numpy as np
 import pytest
