@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import distributed
@@ -16,6 +19,7 @@ import pytest
 from small_grid import METHODS, TRAINING, dataset, found, grid
 
 from rcp.experiments import Data, Machine, Method, Results, cluster, plan, run_grid
+from rcp.experiments.blame import Task
 from rcp.experiments.cluster import ClusterError, run_on_cluster
 from rcp.experiments.watch import Watcher
 from rcp.files import write_json
@@ -88,20 +92,19 @@ def test_a_worker_is_killed_on_the_way_nothing_is_lost_and_the_numbers_are_the_s
     assert again == ["12 of 12 cells are there already"]
 
 
-def test_a_cell_that_kills_its_workers_is_recorded_and_the_rest_goes_on(workers, root, tmp_path, capsys):
+def test_a_cell_that_kills_its_workers_is_recorded_and_the_rest_goes_on(workers, root, tmp_path, monkeypatch):
     deadly = Method("deadly", "patchcore", bank={"neighbours": 5})
     groups = plan(grid((METHODS[0], deadly, replace(METHODS[1], name="last")), seeds=(0,)), {"painted": root}, tmp_path)
     groups = groups[:1]
-    workers.scheduler.allowed_failures = 0  # Dask's own is 3, and every try takes a new process
+    monkeypatch.setattr(cluster, "LIVES", 1)  # every try takes a new process
     outcome = run_on_cluster(groups, tmp_path, workers.scheduler_address, machine=ONE)
     cells = dict(zip(groups[0].names, groups[0].cells, strict=True))
     assert [cells[name].method for name in outcome.failed] == ["deadly"]
     assert sorted(cells[name].method for name in outcome.done) == ["PatchCore", "last"]
-    assert "workers died while running it" in Results(tmp_path).error(outcome.failed[0])
+    assert Results(tmp_path).error(outcome.failed[0]).startswith("WorkerDied: workers of the cluster die when they measure this")
 
 
 def test_an_interrupted_client_takes_its_tasks_back(workers, root, tmp_path):
-    workers.scheduler.allowed_failures = 3
     groups = plan(grid(METHODS[1:], seeds=tuple(range(20)), training=TRAINING | {"epochs": 20}), {"painted": root}, tmp_path)
     there: list[int] = []
 
@@ -119,39 +122,118 @@ def test_an_interrupted_client_takes_its_tasks_back(workers, root, tmp_path):
     assert len(results()) <= there[0] + 4  # the two in flight, and as many begun before the word had come
 
 
-def test_the_cell_in_flight_is_blamed_and_the_others_only_if_nothing_else_can_be_the_cause(root, tmp_path, monkeypatch):
-    killed = distributed.KilledWorker("a task", None, 3)
+def test_what_a_task_ends_with_is_a_death_if_dask_says_so(root, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed.KilledWorker, "__str__", lambda self: "died")
-    (group,) = plan(grid(METHODS[:1], seeds=tuple(range(6)), data=(Data("painted", ("thing",)),)), {"painted": root}, tmp_path)
+    (group,) = plan(grid(METHODS[:1], seeds=tuple(range(3)), data=(Data("painted", ("thing",)),)), {"painted": root}, tmp_path)
     names, results = group.names, Results(tmp_path)
+    with Watcher([group], results) as watcher:
+        (rest,) = cluster._after(watcher, Task(group), distributed.KilledWorker("a task", None, 3))
+        assert results.failed(names) == {names[0]} and results.error(names[0]) == "KilledWorker: died"
+        assert rest.group.names == names[:0:-1]
+        assert cluster._after(watcher, rest, OSError("disk")) == []  # no death: it holds for all
+        assert results.failed(names) == set(names) and results.error(names[2]) == "OSError: disk"
 
-    def blamed(watcher, task):
-        watcher.look()
-        before = results.failed(names)
-        rest = cluster._blame(watcher, task, killed)
-        return sorted(results.failed(names) - before, key=names.index), rest
 
-    with Watcher([group], results) as watcher:
-        write_json(tmp_path / f"{names[0]}.json", {"schema": 1, "metrics": {"image_auroc": 1.0}, "seconds": 1.0})
-        results.write_failure(names[1], group.cells[1], {}, "of its own", "")
-        wrong, (rest,) = blamed(watcher, cluster._Task(group))
-        assert wrong == [names[2]] and rest.group.names == names[:2:-1]  # the others, from the other end
-        write_json(tmp_path / f"{names[5]}.json", {"schema": 1, "metrics": {"image_auroc": 1.0}, "seconds": 1.0})
-        wrong, (rest,) = blamed(watcher, rest)
-        assert wrong == [names[4]] and rest.group.names == (names[3],)  # something was done, so again one alone
-        assert blamed(watcher, rest) == ([names[3]], [])
-        assert results.error(names[1]) == "of its own" and results.error(names[2]) == "KilledWorker: died"
-    for path in tmp_path.glob("*.json"):
-        path.unlink()
-    with Watcher([group], results) as watcher:
-        wrong, (rest,) = blamed(watcher, cluster._Task(group))
-        assert wrong == [names[0]]
-        assert blamed(watcher, rest) == (list(names[1:]), [])  # nothing was done: not the fault of one cell
-    for path in tmp_path.glob("*.json"):
-        path.unlink()
-    with Watcher([group], results) as watcher:
-        assert cluster._blame(watcher, cluster._Task(group), OSError("disk")) == []  # no death: it holds for all
-        assert watcher.outcome().failed == sorted(names) and results.error(names[5]) == "OSError: disk"
+def test_a_worker_stops_behind_its_cell_when_nobody_wants_the_task_any_more(monkeypatch):
+    class Here:
+        """A worker in the middle of a task."""
+
+        state = SimpleNamespace(tasks={"mine": SimpleNamespace(state="executing")})
+        local_directory = "/of/the/worker"
+
+        def get_current_task(self):
+            return "mine"
+
+    seen = []
+
+    def work(group, folder, machine, wanted):
+        seen.append((group, folder, machine.scratch))
+        wanted()
+        seen.append("a cell")
+        change()
+        wanted()
+        seen.append("another")
+
+    monkeypatch.setattr(distributed, "get_worker", Here)
+    monkeypatch.setattr(cluster, "work", work)
+    for change in (lambda: Here.state.tasks["mine"].__setattr__("state", "cancelled"), Here.state.tasks.clear):
+        Here.state.tasks["mine"] = SimpleNamespace(state="executing")
+        with pytest.raises(ClusterError, match="the run that this task belongs to has ended"):
+            cluster._measure("a group", "folder", ONE)
+        assert seen == [("a group", "folder", "/of/the/worker"), "a cell"]  # features lie on the worker's own disk
+        seen.clear()
+    Here.state.tasks["mine"], change = SimpleNamespace(state="executing"), lambda: None
+    cluster._measure("a group", "folder", replace(ONE, scratch="/said"))
+    assert seen == [("a group", "folder", "/said"), "a cell", "another"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Workers that are threads and only pretend to work: who did what, and a bell that the work waits for."""
+    done, bell = [], threading.Event()
+
+    def work(group, folder, machine, wanted):
+        who = distributed.get_worker().name
+        if who == 0 and done:  # goes on when it has been seen what becomes of the newcomer
+            bell.wait(10)
+            bell.set()  # once is enough
+        for name in group.names:
+            write_json(Path(folder) / f"{name}.json", {"schema": 1, "metrics": {"image_auroc": 1.0}, "seconds": 1.0})
+            done.append(who)
+            if who:
+                bell.set()
+
+    monkeypatch.setattr(cluster, "work", work)
+    monkeypatch.setattr(cluster, "LOOK", 0.05)
+    monkeypatch.setattr(cluster, "_ALONE", contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "spread", lambda groups, workers: [part for group in groups for part in group.parts(4)])
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", processes=False, silence_logs=50
+    ) as brief:
+        yield brief, done, bell
+
+
+def newcomer_is_old(token, paths, patience, dask_worker):
+    return cluster._versions() | ({"torch": "1.0"} if dask_worker.name else {}), []
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_a_worker_that_joins_late_gets_work_if_it_is_fit_and_is_left_out_if_not(quick, root, tmp_path, monkeypatch, fit):
+    brief, done, bell = quick
+    groups = plan(grid(METHODS[:1], seeds=tuple(range(8))), {"painted": root}, tmp_path)
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:
+            brief.scale(2)
+        if line.startswith("left out"):
+            bell.set()
+
+    if not fit:
+        monkeypatch.setattr(cluster, "_look_around", newcomer_is_old)
+    outcome = run_on_cluster(groups, tmp_path, brief.scheduler_address, machine=ONE, say=say)
+    assert outcome.complete
+    left_out = [line for line in said if line.startswith("left out: worker ")]
+    assert (set(done), len(left_out)) == (({0, 1}, 0) if fit else ({0}, 1))
+    assert fit or " has torch 1.0 instead of " in left_out[0]
+
+
+def test_a_cluster_without_workers_is_not_waited_for_without_end(quick, root, tmp_path, monkeypatch):
+    brief, _, bell = quick
+    groups = plan(grid(METHODS[:1], seeds=tuple(range(8))), {"painted": root}, tmp_path)
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:
+            brief.scale(0)
+
+    monkeypatch.setattr(cluster, "ALONE", 0.5)
+    with pytest.raises(ClusterError, match=r"has had no worker for 0\.5 s: what was measured is kept"):
+        run_on_cluster(groups, tmp_path, brief.scheduler_address, machine=ONE, say=say)
+    bell.set()
+    assert "the cluster has lost all its workers: waiting for others" in said
 
 
 def test_workers_that_see_other_files_or_have_other_versions_are_found_out_first(workers, root, tmp_path, monkeypatch):
@@ -187,10 +269,13 @@ class _forgets:
 def test_a_scheduler_that_is_not_there_is_told_in_one_sentence(root, tmp_path, monkeypatch, capsys):
     groups = plan(grid(), {"painted": root}, tmp_path)
     monkeypatch.setattr(cluster, "CONNECT", 0.5)
+    closed, close = [], distributed.Client.close
+    monkeypatch.setattr(distributed.Client, "close", lambda self, *a: closed.append(close(self, *a)))
     file = write_json(tmp_path / "scheduler.json", {"address": "tcp://127.0.0.1:1"})
     for address in ("tcp://127.0.0.1:1", "tcp://127.0.0.1", str(file)):
         with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
             run_on_cluster(groups, tmp_path / "out", address)
+        assert closed.pop() is None  # not left to the garbage collector
     write_json(file, {"nothing": 1})
     for address in ("somewhere", str(tmp_path / "absent.json"), str(file)):
         with pytest.raises(ClusterError, match="is neither an address like .* nor a file that"):

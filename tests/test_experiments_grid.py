@@ -11,6 +11,7 @@ from small_grid import TINY, TRAINING, grid, toml
 import rcp
 from rcp.experiments import Cell, Data, Grid, Method, read_grid
 from rcp.experiments.command import GRIDS
+from rcp.experiments.exact import exact
 from rcp.quality import BLUR, Quality
 
 
@@ -85,6 +86,13 @@ METHOD = '[[methods]]\nname = "A"\ndetector = "{}"\n'
         ({"methods": METHOD.format("patchcore") + "bank = { corset = 1 }\n"}, ["'A'", "bank.corset", "known:", "coreset"]),
         ({"methods": METHOD.format("patchcore") + "bank = { coreset = 2.0 }\n"}, ["'A'", "coreset", "2.0"]),
         ({"methods": METHOD.format("patchcore") + 'bank = { coreset = "x" }\n'}, ["'A'"]),
+        ({"methods": METHOD.format("patchcore") + "bank = { parts = 1.5 }\n"}, ["'A'", "parts", "whole number", "1.5"]),
+        ({"methods": METHOD.format("patchcore") + "bank = { coreset = true }\n"}, ["'A'", "coreset", "number", "true"]),
+        ({"methods": METHOD.format("patchcore") + "bank = { neighbours = nan }\n"}, ["'A'", "neighbours", "whole number", "nan"]),
+        ({"methods": METHOD.format("patchcore") + "bank = { neighbours = inf }\n"}, ["'A'", "neighbours", "whole number", "inf"]),
+        ({"methods": METHOD.format("reconpatch") + "training = { normalize = 1 }\n"}, ["'A'", "normalize", "true or false", "1"]),
+        ({"methods": METHOD.format("reduced") + "dimension = 8.5\n"}, ["'A'", "dimension", "whole number", "8.5"]),
+        ({"data": '[[data]]\nname = "a"\n[[backbones]]\nname = "b"\npatch_size = 3.5\n'}, ["[[backbones]] 'b'", "whole number"]),
         ({"methods": METHOD.format("patchcore") + 'variant = "x"\n'}, ["'A'", "variant", "concat", "'x'"]),
         ({"methods": METHOD.format("reconpatch") + "snapshots = [-1]\n"}, ["'A'", "snapshots", "-1"]),
         ({"methods": METHOD.format("reconpatch") + "snapshots = 1\n"}, ["[[methods]] 'A'", "snapshots", "a list"]),
@@ -180,6 +188,33 @@ def test_settings_are_plain_and_hold_every_default():
         assert settings == cell.settings() | {"features": settings["features"]}
         assert settings["bank"]["neighbours"] == 9 and settings["features"][0]["patch_size"] == 3
         assert (settings["training"] is None) == (cell.detector == "patchcore")
+
+
+def test_one_number_in_two_spellings_is_one_setting(tmp_path):
+    def settings(crop, patch, rate, epochs, alpha, coreset, neighbours, dimension):
+        methods = (
+            f'[[methods]]\nname = "A"\ndetector = "reconpatch"\ntraining = {{ learning_rate = {rate}, epochs = {epochs} }}\n'
+            f'bank = {{ coreset = {coreset}, neighbours = {neighbours} }}\nvary = {{ "training.alpha" = [{alpha}] }}\n'
+            f'features = {{ levels = [{patch}] }}\n[[methods]]\nname = "B"\ndetector = "reduced"\ndimension = {dimension}\n'
+        )
+        path = toml(tmp_path / "g.toml", methods)
+        text = path.read_text(encoding="utf-8").replace("crop = [64, 96]", f"crop = {crop}\npatch_size = {patch}")
+        path.write_text(text, encoding="utf-8")
+        return [json.dumps([cell.settings(), cell.names()]) for cell in cells(read_grid(path))]
+
+    whole = settings("[64, 96]", 3, 1, 4, 1, 1, 5, 8)
+    assert whole == settings("[64.0, 96.0]", "3.0", "1.0", "4.0", "1.0", "1.0", "5.0", "8.0")
+    assert all(f'"{part}": {value}' in whole[0] for part, value in (
+        ("learning_rate", "1.0"), ("epochs", "4"), ("training.alpha", "1.0"), ("coreset", "1.0"), ("neighbours", "5"), ("patch_size", "3")
+    ))  # fmt: skip
+    assert '"crop": [64, 96]' in whole[0] and '"levels": [3]' in whole[0] and '"dimension": 8,' in whole[-1]
+
+
+def test_numbers_that_are_right_stay_what_they_are():
+    given = {"learning_rate": 1e-5, "steps": None, "epochs": 0, "alpha": 0.0, "relative_sigma": None, "normalize": True, "labels": "soft"}
+    assert json.dumps(exact(rcp.TrainSettings, given)) == json.dumps(given)
+    sizes = {"levels": (2, 3), "resize": None, "crop": 224, "weights": None, "backbone": "a"}
+    assert repr(exact(rcp.FeatureSettings, sizes)) == repr(sizes)
 
 
 @pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)

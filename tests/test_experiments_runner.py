@@ -1,29 +1,24 @@
-"""Running a grid: what is measured, kept, skipped, recorded and found again, whoever dies on the way."""
+"""Running a grid: what is measured, kept, skipped, recorded and found again."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_grid import BANK, METHODS, TINY, TRAINING, dataset, found, grid, toml, without_times
+from small_grid import BANK, METHODS, TINY, TRAINING, dataset, grid, toml, without_times
 
 import rcp
 from rcp.cli import main
 from rcp.evaluation import METRICS, evaluate
-from rcp.experiments import Data, Machine, Method, Results, plan, read_grid, run_grid, runner, watch
+from rcp.experiments import Data, Machine, Method, Results, plan, run_grid, runner, watch
 from rcp.experiments.collection import collect, read_rows
 from rcp.experiments.results import address
 from rcp.experiments.watch import Group, Watcher, spread
@@ -323,54 +318,6 @@ def test_what_a_killed_writer_left_is_taken_away_an_hour_later(tmp_path):
     os.utime(old, (time.time() - 2 * 3600,) * 2)
     Results(tmp_path).prepare()
     assert [path.name for path in tmp_path.iterdir()] == [new.name]
-
-
-# Whoever dies
-
-
-def command(root: Path, out: Path, path: Path, jobs: int) -> subprocess.Popen:
-    options = ["--data", f"painted={root}", "--out", str(out), "--jobs", str(jobs), "--threads", "1", "--device", "cpu"]
-    return subprocess.Popen([sys.executable, "-m", "rcp", "experiments", str(path), *options], stderr=subprocess.DEVNULL)
-
-
-def wait_for(condition, what: str, seconds: float = 300):
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < until, what
-        time.sleep(0.02)
-    return value
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_numbers(reference, root, tmp_path, jobs):
-    folder, groups = reference
-    path, out = toml(tmp_path / "g.toml"), tmp_path / "out"
-    assert names_of(plan(read_grid(path), {"painted": root}, out)) == names_of(groups)
-    process = command(root, out, path, jobs)
-    wait_for(lambda: process.poll() is not None or list(out.glob("[0-9a-f]*.json")), "a first result")
-    time.sleep(random.random() / 2)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    psutil.wait_procs(workers, timeout=30)
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)  # no orphan goes on
-    there = {file: file.stat().st_mtime_ns for file in out.glob("[0-9a-f]*.json")}
-    assert 0 < len(there) and all(json.loads(file.read_text(encoding="utf-8"))["metrics"] for file in there)
-    outcome = run_grid(groups, out, machine=ONE, jobs=jobs)
-    assert outcome.complete and all(file.stat().st_mtime_ns == written for file, written in there.items())  # nothing twice
-    assert found(out, names_of(groups)) == found(folder, names_of(groups))
-
-
-def test_an_interruption_ends_the_workers_at_once(root, tmp_path):
-    groups = plan(grid(training=TRAINING | {"epochs": 2000}), {"painted": root}, tmp_path)
-
-    def interrupt(line):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(groups, tmp_path, machine=ONE, jobs=2, say=interrupt)
-    assert not multiprocessing.active_children()
-    assert 0 < len(list(tmp_path.glob("[0-9a-f]*.json"))) < 8
 
 
 # What is told

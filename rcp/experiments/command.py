@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from rcp.experiments.collection import collect
 from rcp.experiments.gridfile import read_grid
 from rcp.experiments.results import Results
@@ -48,6 +50,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that sees DIR: tcp://host:8786, or its file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--max-memory", type=float, metavar="GB", help="of each worker; features beyond it wait in a file")
+    parser.add_argument(
+        "--scratch", metavar="DIR",
+        help="for that file: a disk of the worker's own; default the folder of the results, on a cluster the worker's --local-directory",
+    )  # fmt: skip
 
 
 def machine(given: argparse.Namespace) -> Machine:
@@ -57,9 +63,25 @@ def machine(given: argparse.Namespace) -> Machine:
             raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
     if given.max_memory is not None and given.max_memory <= 0:
         raise ValueError(f"--max-memory must be positive, got {given.max_memory}")
-    if not given.scheduler:
-        choose_device(given.device)  # a device that is not here is told now, not once for every cell
-    return Machine(given.device, given.threads, int(given.max_memory * 1e9) if given.max_memory else None)
+    if given.scratch and given.max_memory is None:
+        raise ValueError("--scratch has no effect without --max-memory: features stay in memory")
+    if given.scheduler and given.jobs > 1:
+        raise ValueError("--jobs has no effect with --scheduler, whose workers are as many as the cluster has: leave one out")
+    _check_device(given.device, here=not given.scheduler)
+    bound = int(given.max_memory * 1e9) if given.max_memory else None
+    scratch = str(Path(given.scratch).expanduser().absolute()) if given.scratch else None  # workers may have another working folder
+    return Machine(given.device, given.threads, bound, scratch)
+
+
+def _check_device(name: str, *, here: bool) -> None:
+    """A device that cannot be used is told now, not once for every cell; on a cluster, only whether there can be such a one."""
+    try:
+        if name != "auto":
+            torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:1 or the like, or mps, got {name!r}") from error
+    if here:
+        choose_device(name)
 
 
 def experiments(given: argparse.Namespace) -> int:

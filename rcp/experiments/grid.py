@@ -17,6 +17,7 @@ from rcp.detectors import BankSettings
 from rcp.detectors.patchcore import VARIANTS
 from rcp.detectors.reduced import METHODS
 from rcp.evaluation import PROTOCOLS
+from rcp.experiments.exact import exact, exact_by
 from rcp.features import FeatureSettings
 from rcp.head import TrainSettings
 from rcp.ports import BUGS
@@ -233,11 +234,11 @@ class Grid:
         for key, value in varied.items():
             part, name = key.split(".")
             given[part][name] = value
-        for name, value in given["options"].items():
-            if name in CHOICES and value not in CHOICES[name]:
-                known = ", ".join(map(str, CHOICES[name]))
-                raise ValueError(f"method {method.name!r}: {name} must be one of {known}, got {value!r}")
         try:
+            given = _exact(detector, given)
+            for name, value in given["options"].items():
+                if name in CHOICES and value not in CHOICES[name]:
+                    raise ValueError(f"{name} must be one of {', '.join(map(str, CHOICES[name]))}, got {value!r}")
             bases = [self.backbones[name] for name in (method.members or (backbone,))]
             features = tuple(replace(base, **given["features"]) for base in bases)
             if detector == "patchcore":  # its variant decides how levels are merged
@@ -246,12 +247,20 @@ class Grid:
             bank = BankSettings(**given["bank"])
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"method {method.name!r}: {error}") from error
+        varied = {key: given[key.split(".")[0]][key.split(".")[1]] for key in varied}
         epochs = training.epochs if training else 0
         snapshots = tuple(sorted(epoch for epoch in set(method.snapshots) if epoch < epochs))
         return Cell(
             data, category, backbone, method.name, varied, detector, features, bank, training, given["options"],
             snapshots, seed, self.protocol,
         )  # fmt: skip
+
+
+def _exact(detector: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of a cell, each number in the type that it has there."""
+    made = {"features": FeatureSettings, "bank": BankSettings, "training": TrainSettings}
+    usual = {name: {type(value)} for name, value in OPTIONS[detector].items()}
+    return {part: exact(kind, given[part]) for part, kind in made.items()} | {"options": exact_by(usual, given["options"])}
 
 
 def _check_seeds(seeds: Sequence[int], where: str) -> None:

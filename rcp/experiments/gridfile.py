@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rcp.experiments.exact import exact
 from rcp.experiments.grid import OPTIONS, Data, Grid, Method
 from rcp.features import FeatureSettings
 from rcp.quality import QUALITIES, Quality
@@ -93,7 +94,8 @@ def _backbone(table: dict[str, Any]) -> tuple[str, FeatureSettings]:
     where = f"[[backbones]] {table.get('name', '')!r}"
     _known(table, _names(FeatureSettings) | {"name"}, where)
     _types(table, where, {"name": str})
-    return _needed(table, "name", where), _made(FeatureSettings, {k: v for k, v in table.items() if k != "name"}, where)
+    given = {k: v for k, v in table.items() if k != "name"}
+    return _needed(table, "name", where), _made(lambda **given: FeatureSettings(**exact(FeatureSettings, given)), given, where)
 
 
 def _method(table: dict[str, Any]) -> Method:
@@ -119,7 +121,7 @@ def _tables(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return tables
 
 
-def _made(kind: type, given: dict[str, Any], where: str) -> Any:
+def _made(kind: Callable[..., Any], given: dict[str, Any], where: str) -> Any:
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:

@@ -7,16 +7,12 @@ each as soon as it is there: whoever dies, the next run, or the next worker, fin
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import threading
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,13 +23,12 @@ from rcp.backbones import load_backbone
 from rcp.data import Category
 from rcp.experiments.grid import EMBEDDED, Cell, Data, Grid
 from rcp.experiments.measure import Material, measure
+from rcp.experiments.processes import run_processes
 from rcp.experiments.results import Results, address, fingerprints
-from rcp.experiments.watch import Group, Outcome, Watcher, spread
+from rcp.experiments.watch import Group, Outcome, Watcher
 from rcp.features import FeatureSettings, PatchExtractor
 from rcp.quality import degrade
 from rcp.store import MemoryLimit
-
-LOOK = 0.5  # seconds between two looks at what the workers have written
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,14 @@ class Machine:
         device: "auto", or torch's name of one.
         threads: of torch in each worker; None: torch's choice for one worker, a fair share for several.
         max_memory: a bound on a worker's own memory in bytes, beyond which features lie in a file; None: none.
+        scratch: folder for that file, on a disk of the worker's own if there is one; None: where the results lie, on a
+            cluster each worker's own folder for temporary files.
     """
 
     device: str = "auto"
     threads: int | None = None
     max_memory: int | None = None
+    scratch: str | None = None
 
 
 def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path) -> list[Group]:
@@ -166,7 +164,9 @@ def _check_address(group: Group, dataset: dict, material: Material) -> None:
 def _material(category: Category, cell: Cell, machine: Machine, folder: str) -> Material:
     if len(category.test) == 0:
         raise ValueError(f"{category.name} has no test images in {category.root}: nothing can be measured")
-    limit = MemoryLimit(machine.max_memory, folder if machine.max_memory else None)
+    if machine.max_memory and machine.scratch:
+        Path(machine.scratch).mkdir(parents=True, exist_ok=True)  # it may be another machine's
+    limit = MemoryLimit(machine.max_memory, (machine.scratch or folder) if machine.max_memory else None)
     extractors = [PatchExtractor(features, device=machine.device) for features in cell.features]
     train, test = ([e.extract(s, limit=limit) for e in extractors] for s in (category.train, category.test))
     return Material(category, extractors, train, test, limit)
@@ -191,57 +191,38 @@ def run_grid(
         groups: from `plan`.
         folder: where results lie.
         machine: how to compute; with several jobs each gets its share of the threads unless that is said.
-        jobs: processes side by side; 1 computes in this one.
+        jobs: processes side by side; 1 computes in this one, and a death is the run's.
         say: receives a line a cell, with the time left.
 
     Returns:
-        What is done, what failed, and what is missing because of an interruption.
+        What is done, and what failed. A process that dies (say, for want of memory) is replaced; the cell that it was at has
+        failed, and the rest goes on.
 
     Raises:
-        OSError: if the folder cannot be written into, or a process died (say, for want of memory); given again, the call goes
-            on.
+        ValueError: if jobs is below 1.
+        OSError: if a folder cannot be written into, or worker processes cannot be started.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     folder = Path(folder).absolute()
     Results(folder).prepare()
+    if machine.scratch:
+        _see_scratch(Path(machine.scratch))
     with Watcher(groups, Results(folder), say) as watcher:
         if jobs == 1:
             for group in watcher.open_groups():
                 work(group, str(folder), machine, watcher.look)
         else:
-            _run_processes(watcher, str(folder), machine, jobs)
+            share = machine.threads or max(1, (os.cpu_count() or 1) // jobs)
+            run_processes(watcher, partial(work, folder=str(folder), machine=replace(machine, threads=share)), jobs)
     return watcher.outcome()
 
 
-def _run_processes(watcher: Watcher, folder: str, machine: Machine, jobs: int) -> None:
-    if machine.threads is None:
-        machine = replace(machine, threads=max(1, (os.cpu_count() or 1) // jobs))
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads
-    here, there = context.Pipe(duplex=False)
-    with there, here, ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with, initargs=(here,)) as pool:
-        try:
-            waiting = {pool.submit(work, group, folder, machine) for group in spread(watcher.open_groups(), jobs)}
-            while waiting:
-                over, waiting = wait(waiting, timeout=LOOK, return_when=FIRST_COMPLETED)
-                watcher.look()
-                for future in over:
-                    future.result()  # raises what no cell could have recorded
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a worker process died (killed, or out of memory): what was measured is kept, and the same command goes on; "
-                "take fewer jobs, or a bound on memory, if it dies again"
-            ) from error
-        except BaseException:
-            there.close()  # ends the workers at once, so that there is not long to wait for
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _end_with(run: Connection) -> None:
-    """Have this worker die with the run that it belongs to, however that ends: it must not go on beside the next one."""
-
-    def watch() -> None:
-        with contextlib.suppress(EOFError):
-            run.recv_bytes()  # nothing is ever sent: this returns when the other end, which only the run holds, is gone
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _see_scratch(folder: Path) -> None:
+    """A folder that takes no files is told before the work, not once for every cell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"features cannot be kept in {folder} ({error.strerror}): name another folder for them") from error

@@ -15,6 +15,7 @@ from rcp import progress
 from rcp.experiments.grid import Cell
 from rcp.experiments.results import Results
 
+LOOK = 0.5  # seconds between two looks at what the workers have written
 
 @dataclass(frozen=True)
 class Group:
