@@ -19,6 +19,7 @@ from rcp.backbones import PRESETS as BACKBONES
 from rcp.detectors import BankDetector, BankSettings, Ensemble, PatchCore, ReConPatch
 from rcp.features import FeatureSettings
 from rcp.head import PAPER_ENSEMBLE, PAPER_SINGLE, TrainSettings
+from rcp.store import MemoryLimit
 
 NAMES = {  # how tables call a backbone
     "wide_resnet50_2": "WRN-50", "wide_resnet101_2": "WRN-101", "resnext101": "ResNeXt-101", "densenet201": "DenseNet-201",
@@ -64,14 +65,17 @@ class Preset:
         """How tables call its backbones."""
         return tuple(NAMES.get(one.backbone, one.backbone) for one in self.features)
 
-    def detector(self, *, seed: int = 0, device: str = "auto") -> BankDetector | Ensemble:
+    def detector(
+        self, *, seed: int = 0, device: str = "auto", limit: MemoryLimit = MemoryLimit()
+    ) -> BankDetector | Ensemble:
         """Return the detector, not fitted; nothing is loaded before it is needed.
 
         Args:
             seed: of f, the batches and the coreset.
             device: "auto", or torch's name of one.
+            limit: a bound on memory; features beyond it wait in a mapped file.
         """
-        common = {"bank": self.bank, "seed": seed, "device": device}
+        common = {"bank": self.bank, "seed": seed, "device": device, "limit": limit}
         if self.training is None:
             return PatchCore(self.features[0], **common)
         members = [ReConPatch(one, training=self.training, **common) for one in self.features]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ KEPT, TRIES = 0.5, 8
 SHORT_SIDE = 256  # pixels that `Quality.blur` refers to
 LIMITS = {"degrees": 180.0, "shift": 0.5, "brightness": 1.0, "contrast": 1.0, "blur": 32.0}
 WORKERS = 2  # Pillow and scipy let go of the interpreter's lock
+# How much larger a copy is than its file at most, by type: bottle and pill of MVTec AD 0.9, miniatures of BTAD (BMP) 0.5, of
+# VisA (JPEG) 4.6. Copies are RGB: of a grey PNG, 1.5.
+GROWTH = {".png": 1.0, ".bmp": 0.6, ".jpg": 5.0, ".jpeg": 5.0}
+GREY_GROWTH = 1.6
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,48 @@ BLUR = dataclasses.replace(NONE, blur=ALL.blur)
 QUALITIES = {"rotation": ROTATION, "translation": TRANSLATION, "light": LIGHT, "blur": BLUR, "all": ALL}
 
 
+def missing(category: Category, folder: str | Path, sides: str = "test") -> tuple[int, int]:
+    """Return how many images `degrade` would still write, and how many bytes they would take at most, by the files' sizes.
+
+    Args:
+        category, folder, sides: as for `degrade`; nothing is read but names, sizes, and the head of one image a split.
+    """
+    plans = [_plan(getattr(category, side), Path(folder) / category.name) for side in SIDES[sides]]
+    rest = [[before for before, after in plan.items() if not after.path.is_file()] for plan in plans]
+    return sum(map(len, rest)), sum(map(_most_bytes, rest))
+
+
+def _most_bytes(samples: list[Sample]) -> int:
+    """What the copies of some images of one split will take, about, and not less."""
+    if not samples:
+        return 0
+    with Image.open(samples[0].path) as image:
+        grey = image.mode in ("L", "1")
+    total = 0.0
+    for sample in samples:
+        suffix = sample.path.suffix.lower()
+        total += sample.path.stat().st_size * (GREY_GROWTH if grey and suffix == ".png" else GROWTH.get(suffix, 5.0))
+        total += sample.mask.stat().st_size if sample.mask else 0
+    return int(total)
+
+
+def check_room(folder: str | Path, needed: int) -> None:
+    """Raise an OSError, before anything is written, if a disk has no room for copies.
+
+    Args:
+        folder: where they will lie; it need not exist yet.
+        needed: bytes.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OSError(
+            f"degraded copies of images need up to {needed / 1e6:,.0f} MB below {folder}, and {free / 1e6:,.0f} MB are free there: "
+            "free some, or name another folder"
+        )
+
+
 def degrade(category: Category, folder: str | Path, quality: Quality, sides: str = "test") -> Category:
     """Return the category with one side or both degraded, after writing the degraded images and masks.
 
@@ -112,6 +159,7 @@ def degrade(category: Category, folder: str | Path, quality: Quality, sides: str
         ValueError: unknown sides, a side without images, or two images of one defect and stem.
         FileExistsError: the category's folder holds something else: other files, or another quality or source.
         ImageError: an unreadable image or mask, or a mask that has not the size of its image.
+        OSError: the disk has no room for the copies; nothing is written then.
 
     Source:
         Hyun et al., ReConPatch, Table 4; magnitudes are ours.
@@ -131,6 +179,7 @@ def degrade(category: Category, folder: str | Path, quality: Quality, sides: str
     made = {side: Split(side, root / side, tuple(sorted(plan.values(), key=lambda sample: sample.path.as_posix())))
             for side, plan in plans.items()}
     if not _is_complete(root, recipe, made):
+        check_room(folder, missing(category, folder, sides)[1])
         # The mark comes first, so that a half-written folder is known as ours and may be written anew.
         write_json(root / RECIPE, {**recipe, "made": None})
         _write(plans, source, quality)

@@ -113,6 +113,17 @@ def test_a_byte_of_an_image_changes_the_addresses_of_its_category_only(category,
     assert not set(before[1].names) & set(after[1].names)
 
 
+def test_plans_that_share_images_and_weights_hash_them_once(root, tmp_path, monkeypatch):
+    looked, hashed = [], runner.fingerprints
+    monkeypatch.setattr(runner, "fingerprints", lambda category: looked.append(category.name) or hashed(category))
+    known, roots = runner.Known(), {"painted": root}
+    first = plan(grid(), roots, tmp_path, known)
+    count = len(looked)
+    assert count == len(set(looked)) > 0 and known.weights
+    monkeypatch.setattr(runner, "load_backbone", None)  # would fail if it were called
+    assert plan(grid(), roots, tmp_path, known) == first and len(looked) == count
+
+
 def test_data_that_change_after_the_plan_are_not_taken_for_those_of_the_plan(category, tmp_path):
     root = dataset(category, tmp_path / "data", ("thing",))
     groups, (name,) = a_group(tmp_path / "out", root, METHODS[0])

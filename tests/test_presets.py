@@ -10,6 +10,7 @@ from rcp import presets
 from rcp.backbones import PRESETS as BACKBONES
 from rcp.detectors import Ensemble, PatchCore, ReConPatch
 from rcp.head import PAPER_ENSEMBLE, PAPER_SINGLE
+from rcp.store import MemoryLimit
 
 PAPER = {name: preset for name, preset in presets.PRESETS.items() if not preset.twin}
 
@@ -74,6 +75,13 @@ def test_a_preset_makes_its_detector_without_loading_anything(monkeypatch):
     assert isinstance(single, ReConPatch) and single.training == PAPER_SINGLE and single.seed == 3
     ensemble = presets.get("ensemble-320").detector(seed=1)
     assert isinstance(ensemble, Ensemble) and [member.training for member in ensemble.members] == [PAPER_ENSEMBLE] * 3
+
+
+def test_a_bound_on_memory_reaches_every_detector():
+    limit = MemoryLimit(2**33)
+    assert presets.get("patchcore-1").detector(limit=limit).limit is limit
+    assert presets.get("single-224").detector(limit=limit).limit is limit and presets.get("single-224").detector().limit == MemoryLimit()
+    assert all(member.limit is limit for member in presets.get("ensemble-320").detector(limit=limit).members)
 
 
 def test_other_backbones_and_their_files_take_the_place_of_the_papers():

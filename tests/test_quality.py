@@ -17,11 +17,24 @@ from PIL import Image
 from scipy import ndimage
 
 import rcp
+from rcp import miniatures
 from rcp import quality as room
 from rcp.data import Category, Split
 from rcp.files import read_json
 from rcp.images import read_image, read_mask
-from rcp.quality import ALL, BLUR, LIGHT, NONE, QUALITIES, ROTATION, TRANSLATION, Quality, degrade, degrade_pixels
+from rcp.quality import (
+    ALL,
+    BLUR,
+    LIGHT,
+    NONE,
+    QUALITIES,
+    ROTATION,
+    TRANSLATION,
+    Quality,
+    degrade,
+    degrade_pixels,
+    missing,
+)
 
 MAGNITUDES = ("degrees", "shift", "brightness", "contrast", "blur")
 
@@ -353,12 +366,13 @@ def test_a_half_written_or_damaged_folder_is_written_anew(category, tmp_path, da
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, types
 from pathlib import Path
-import rcp
-from rcp import quality
+sys.modules["rcp"] = types.ModuleType("rcp")  # only the rooms that are needed: the others take seconds to import
+sys.modules["rcp"].__path__ = [sys.argv[3]]
+from rcp import data, quality
 
-whole, names = quality.write_atomically, []
+whole, names, quality.WORKERS = quality.write_atomically, [], 1  # a second thread would write on while this one is killed
 
 def killed_in_the_fifth(path, write):
     names.append(path)
@@ -369,20 +383,52 @@ def killed_in_the_fifth(path, write):
     return whole(path, half if len(names) == 5 else write)
 
 quality.write_atomically = killed_in_the_fifth
-quality.degrade(rcp.mvtec(sys.argv[1], "thing"), sys.argv[2], quality.ALL, "both")
+quality.degrade(data.mvtec(sys.argv[1], "thing"), sys.argv[2], quality.ALL, "both")
 """
 
 
 def test_a_run_killed_while_it_writes_a_file_is_made_whole_by_the_next(category, both, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(category.root.parent), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(category.root.parent), str(tmp_path), str(Path(rcp.__file__).parent)]
     assert subprocess.run(command, check=False).returncode != 0
     written = files(tmp_path)
     assert read_json(tmp_path / "thing" / room.RECIPE)["made"] is None
-    assert len([name for name in written if name.endswith(".png")]) in (4, 5, 6)  # the other thread may have done one
+    whole = [name for name in written if name.endswith(".png") and "/." not in name]
+    assert len(whole) == 4 and len(written) == 4 + 1 + 1  # the mark, and half a file under another name
     worse = degrade(category, tmp_path, ALL, "both")
     assert rcp.mvtec(tmp_path, "thing") == worse
     assert worse.train.fingerprint() == both[0].train.fingerprint()
     assert worse.test.fingerprint() == both[0].test.fingerprint()
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "btad", "visa"])
+def test_what_is_missing_is_counted_and_its_bytes_are_an_upper_bound_that_is_not_far_off(tmp_path, layout):
+    names = {"mvtec": ("bottle", "zipper"), "btad": ("01", "02"), "visa": ("candle",)}[layout]  # zipper is grey
+    root = getattr(miniatures, layout)(tmp_path / "source", categories=names, train=2, good=1)
+    for name in names:
+        source = rcp.find(root, name)
+        for sides, count in (("test", len(source.test)), ("train", 2), ("both", len(source.test) + 2)):
+            found, most = missing(source, tmp_path / sides, sides)
+            assert found == count
+            worse = degrade(source, tmp_path / sides, ALL, sides)
+            splits = [getattr(worse, side) for side in room.SIDES[sides]]
+            real = sum(path.stat().st_size for split in splits for sample in split for path in (sample.path, sample.mask) if path)
+            assert real <= most <= 2.5 * real, (name, sides)
+            assert missing(source, tmp_path / sides, sides) == (0, 0)
+        splits[0][0].path.unlink()
+        assert missing(source, tmp_path / "both", "both")[0] == 1
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(category, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    needed = missing(category, tmp_path / "new", "both")[1]
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=needed - 1) if path == tmp_path else usage)
+    with pytest.raises(OSError, match=r"need up to 0 MB below .*new, and 0 MB are free there: free some, or name another folder"):
+        degrade(category, tmp_path / "new", ALL, "both")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    degrade(category, tmp_path / "new", ALL, "both")
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=0))
+    degrade(category, tmp_path / "new", ALL, "both")  # complete: nothing is needed
 
 
 @pytest.mark.parametrize("quality, sides, differs", [

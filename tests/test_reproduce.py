@@ -15,7 +15,7 @@ from rcp import miniatures, presets, published
 from rcp.experiments.collection import Row
 from rcp.head import PAPER_ENSEMBLE, PAPER_SINGLE
 from rcp.reproduce import render, words
-from rcp.reproduce.compare import METRICS, NAMES, Failure, compare
+from rcp.reproduce.compare import METRICS, NAMES, Entry, Failure, Table, Value, compare
 from rcp.reproduce.cost import predict
 from rcp.reproduce.setup import DATA, Setup
 from rcp.reproduce.tables import sheet
@@ -136,6 +136,15 @@ def test_table_4_tells_the_sides_apart_and_the_magnitudes():
     assert "magnitudes" in one.remarks[0] and "rotation 5 degrees" in one.remarks[0]
 
 
+def test_table_4_has_the_papers_patchcore_beside_its_quarter_and_says_that_one_draw_serves_all_seeds():
+    one = sheet(4, setup(4))
+    for line in one.lines:
+        if line.label.startswith("PatchCore"):
+            assert bool(line.published) == ("coreset 25 %" in line.label), line.label
+    assert any("one draw (seed 0), the same for all seeds" in remark for remark in one.remarks)
+    assert {cell.data.quality.seed for cell in one.grid.cells(lambda data: []) if cell.data.quality} == {0}
+
+
 def test_visa_gets_the_grid_of_table_5_with_its_own_objects_and_no_published_number():
     asked = setup(5, data="visa")
     table = finished(5, data="visa")
@@ -188,6 +197,24 @@ def test_a_part_of_the_categories_has_a_mean_of_its_own_and_none_beside_the_pape
     assert absent.published == 99.66 and absent.measured is None and "Not run" in table.footnotes[absent.measured_notes[0] - 1]
 
 
+def test_the_mean_of_a_part_has_the_source_and_the_troubles_of_the_numbers_that_it_is_made_of():
+    line, one = next(
+        (line, one) for line in sheet(5, setup(5)).lines for one in line.published
+        if one.troubles and one.our_metric in METRICS and one.category not in NAMES
+    )  # fmt: skip
+    other = next(name for name in DATA["mvtec"] if name != one.category)
+    table = finished(5, categories=tuple(name for name in DATA["mvtec"] if name in (one.category, other)))
+    [entry] = [entry for entry in table.entries if (entry.category, entry.label) == ("mean of these 2", line.label)]
+    notes = {table.footnotes[mark - 1] for mark in entry.values[one.our_metric].published_notes}
+    assert set(one.troubles) <= notes and any("computed here" in note for note in notes)
+    assert entry.source == one.source
+
+
+def test_the_papers_patchcore_ensemble_stands_beside_ours_with_how_its_scores_are_joined():
+    lines = [line for line in sheet(6, setup(6)).lines if line.label.startswith("PatchCore ensemble,")]
+    assert len(lines) == 2 and all("Scores are joined as ReConPatch's" in line.notes[0] for line in lines)
+
+
 def test_no_mean_of_published_numbers_is_taken_where_one_of_them_is_missing():
     asked = setup(5, categories=("bottle", "pill"))
     one = sheet(5, asked)
@@ -201,7 +228,8 @@ def test_no_mean_of_published_numbers_is_taken_where_one_of_them_is_missing():
 @pytest.mark.parametrize("number", [1, 2, 3, 6])
 def test_a_part_of_the_categories_is_shown_even_where_the_paper_has_only_means(number):
     table = finished(number, categories=("bottle", "pill"))
-    assert {"bottle", "pill", "mean of these 2"} <= {entry.category for entry in table.entries}
+    shown = {entry.category for entry in table.entries}
+    assert {"bottle", "pill", "mean of these 2"} <= shown and "cable" not in shown  # neither published nor asked for
     assert all(v.difference is None for entry in table.entries for v in entry.values.values())
 
 
@@ -225,6 +253,8 @@ def test_a_failed_cell_is_a_dash_with_its_error_and_no_mean_is_taken_without_it(
         notes = [table.footnotes[mark - 1] for mark in found.measured_notes]
         assert notes == ["02, seed 0: failed, ImageError: broken.bmp", "02, seed 1: not run.", "02, seed 2: not run."]
     assert value(table, "class_01", label).measured is not None
+    rows = list(csv.DictReader(io.StringIO(render.as_csv(table))))
+    assert all("02, seed 0: failed, ImageError: broken.bmp" in row["notes"] for row in rows if (row["category"], row["method"]) == ("class_02", label))
     line = next(line for line in render.markdown(table).splitlines() if line.startswith(f"| class_02 | {label} |"))
     assert line.split("|")[4].strip().startswith("– [")
 
@@ -281,6 +311,22 @@ def test_markdown_csv_and_latex_agree(number):
             assert pub.split(" ")[0] == (f"{float(row['published']):.2f}" if row["published"] else "–")
             assert mea.split(" ")[0] == (f"{float(row['measured']):.2f}" if row["measured"] else "–")
             assert dif == (f"{float(row['difference']):+.2f}".replace("-", "−") if row["difference"] else "–")
+            marks = {int(mark) for cell in (pub, mea, plain[-1]) for mark in re.findall(r"\d+(?=[\],])", cell.partition("[")[2])}
+            assert row["notes"] == " | ".join(table.footnotes[mark - 1] for mark in sorted(marks))
+            assert row["source"] == (plain[-2] if row["published"] else "")
+
+
+def test_a_row_in_all_three_forms_to_the_letter():
+    values = {"image_auroc": Value(99.56, 98.123456, 0.25, 3, (1,), (2,)), "pixel_auroc": Value(None, 97.5, None, 1)}
+    entries = (Entry("bottle", "a | b", values, "the paper", (3,)),)
+    table = Table(5, "T", "C.", (), entries, ("one", "two", "three"))
+    assert r"| bottle | a \| b | 99.56 [1] | 98.12 ± 0.25 [2] | −1.44 | – | 97.50 | – | the paper | [3] |" in render.markdown(table).splitlines()
+    assert render.as_csv(table).splitlines()[1:] == [
+        "5,bottle,a | b,image_auroc,99.56,the paper,98.1235,0.2500,3,-1.4365,one | two | three",
+        "5,bottle,a | b,pixel_auroc,,,97.5000,,1,,three",
+    ]
+    row = r"bottle & a \textbar{} b & 99.56 {[}1{]} & 98.12 $\pm$ 0.25 {[}2{]} & $-$1.44 & -- & 97.50 & -- & the paper & {[}3{]} \\"
+    assert row in render.latex(table).splitlines()
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -292,6 +338,7 @@ def test_the_latex_is_ascii_balanced_and_has_as_many_cells_in_each_row(number):
     columns = re.search(r"longtable}{(\w+)}", text)[1]
     assert all(line.count(" & ") == len(columns) - 1 for line in text.splitlines() if line.endswith(r" \\"))
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert text.count("\\midrule") == len({entry.category for entry in finished(number).entries})  # below the head, and between two
 
 
 @examples(st.text(alphabet="\\{}&%$#_~^<>|±–—−×≤≥σγα→…[]`a 7-"))

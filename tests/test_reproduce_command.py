@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
+import csv
 from pathlib import Path
 
 import pytest
+from small_reproduce import make_small, parsed
 
-from rcp import miniatures, presets
+from rcp import miniatures
 from rcp.backbones import WeightsError
 from rcp.experiments import runner
 from rcp.experiments.watch import Group
@@ -24,12 +24,6 @@ def setup(**changes) -> Setup:
     return Setup("mvtec", categories, **changes)
 
 
-def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    command.add_options(parser)
-    return parser.parse_args(arguments)
-
-
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory) -> Path:
     """The names of MVTec AD, two of them, in small."""
@@ -38,14 +32,8 @@ def mini(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def little(monkeypatch):
-    """The presets on the smallest network there is, with weights drawn at random, at 64 px."""
-    def shrink(preset):
-        changes = {"backbone": "test_resnet", "pretrained": False, "resize": 72, "crop": 64}
-        training = preset.training and replace(preset.training, dimension=32)
-        return replace(preset, features=tuple(replace(one, **changes) for one in preset.features), training=training)
-
-    monkeypatch.setattr(presets, "PRESETS", {name: shrink(preset) for name, preset in presets.PRESETS.items()})
-    monkeypatch.setattr("rcp.reproduce.setup.QUICK", {"epochs": 1, "steps": 1, "batch_size": 32})
+    """Small networks, small pictures, one step."""
+    make_small(monkeypatch)
 
 
 def test_a_table_is_measured_to_the_end_and_a_second_run_does_nothing_twice(little, mini, tmp_path, monkeypatch, capsys):
@@ -85,6 +73,30 @@ def test_a_failing_cell_gives_a_dash_and_exit_status_3_and_the_next_run_mends_it
     monkeypatch.setattr(runner, "measure", whole)
     assert command.reproduce(parsed(*line)) == 0
     assert "failed" not in (tmp_path / "table3.md").read_text(encoding="utf-8")
+
+
+def test_tables_1_2_3_4_and_6_come_to_their_end_with_every_line_measured(little, mini, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rcp.experiments.measure._probes", lambda *_: {})  # half of the time, and no table shows them
+    monkeypatch.setattr("rcp.reproduce.tables.WIDTHS", (128, 64))
+    tables = ("table1", "table2", "table3", "table4", "table6")
+    line = ("--data", "mvtec", str(mini), "--category", "bottle", "--quick", "--backbone", "paper", "--seeds", "1", "--threads", "1", "--out", str(tmp_path))
+    assert command.reproduce(parsed(*tables, *line)) == 0
+    told = capsys.readouterr().err
+    asked = Setup("mvtec", ("bottle",), seeds=(0,), quick=True)
+    for name in tables:
+        one = sheet(int(name[-1]), asked)
+        wanted = {line.label for line in one.lines if line.cells}
+        with (tmp_path / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["category"] == "bottle"]
+        assert {row["method"] for row in rows} == wanted
+        for row in rows:
+            assert row["seeds"] == "1" and 0 <= float(row["measured"]) <= 100, row
+        assert f"{name}: " in told
+        text = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        assert "not run" not in text and "failed" not in text
+    assert "16 degraded copies of images, up to" in told and "[3/3] bottle, both: 8 images" in told
+    assert "all of it, with what is shared counted once: " in told
+    assert "one draw (seed 0), the same for all seeds" in (tmp_path / "table4.md").read_text(encoding="utf-8")
 
 
 def test_all_takes_what_fits_and_says_what_it_left_out(capsys):
@@ -134,8 +146,13 @@ def test_weights_that_cannot_be_had_are_told_in_one_sentence_with_the_ways_out(m
         (("table5", "--data", "mvtec", "{mini}", "--jobs", "0"), "--jobs must be at least 1"),
         (("table6", "--data", "mvtec", "{mini}", "--backbone", "resnet18"), "three backbones, so --backbone resnet18 does not do"),
         (("table5", "--data", "mvtec", "{mini}", "--weights", "nowhere.pth"), "there is no file nowhere.pth"),
+        (("table5", "--data", "mvtec", "{mini}", "--weights", "wide_resnet5=a.pth"), "no file wide_resnet5=a.pth, and wide_resnet5 is no backbone"),
+        (("table5", "--data", "mvtec", "{mini}", "--weights", "resnet18=a.pth"), "there is no file a.pth$"),
         (("table5", "--data", "mvtec", "{mini}", "--weights", __file__), "needs the weights of wide_resnet101_2, wide_resnet50_2"),
-        (("table1", "--data", "mvtec", "{mini}", "--weights", f"vit_base_patch16_224={__file__}"), "table1 takes wide_resnet50_2"),
+        (("table1", "--data", "mvtec", "{mini}", "--weights", f"vit_base_patch16_224={__file__}"), "table1 takes wide_resnet50_2, and no vit_base"),
+        (("table1", "--data", "mvtec", "{mini}", "--weights", f"resnext101={__file__}"), "resnext101=…: table1 takes wide_resnet50_2, and no resnext101"),
+        (("table5", "figure4", "--data", "mvtec", "{mini}", "--weights", f"resnext101={__file__}"), "table5, figure4 take wide_resnet101_2, wide_resnet50_2, and no"),
+        (("figure4", "--data", "mvtec", "{mini}", "--weights", f"resnet18={__file__}"), "figure4 takes wide_resnet50_2, and no resnet18"),
         (("table1", "--data", "mvtec", "{mini}", "--weights", __file__, "--weights", __file__), "each must name another backbone"),
     ],
 )  # fmt: skip

@@ -1,14 +1,15 @@
 """One cell: fit, score, measure; what comes out is plain data for one result file.
 
 Nothing is chosen on test labels here: a training is measured at epochs that the grid fixed beforehand, each as if the
-training had been stopped there, and the last one is the result.
+training had been stopped there, and the last one is the result. Cells that differ only in what comes after the training
+(the coreset's share, say) train once.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +22,62 @@ from rcp.detectors.reduced import ReducedPatchCore
 from rcp.evaluation import METRICS, Result, evaluate
 from rcp.experiments.grid import Cell
 from rcp.features import PatchExtractor, PatchFeatures
-from rcp.head import EpochEnd
+from rcp.head import EpochEnd, EpochRecord
 from rcp.ports import PortedReConPatch
 from rcp.probes import effective_rank, position_probe, position_share
 from rcp.store import MemoryLimit
 
 PROBED = 40  # images whose patches the probes look at,
 PROBED_BYTES = 2**27  # or fewer, so that these stay below
+KEPT_BYTES = 2**28  # of the last trainings' f; that of the paper's widest, 1536 -> 1024, has 6 MB
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training has left.
+
+    Attributes:
+        weights: epoch → f after it, (dimension, C), on the CPU: the epochs asked for, and the last one.
+        history: a record an epoch.
+    """
+
+    weights: dict[int, Tensor]
+    history: list[EpochRecord]
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights take."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+
+class Trainings:
+    """The last trainings of one material, by all that decides them; as many as `KEPT_BYTES` and the bound on memory allow."""
+
+    def __init__(self):
+        """Begin with none."""
+        self._kept: dict[tuple, Training] = {}  # the one that was used last stands last
+
+    def of(self, cell: Cell) -> Training | None:
+        """Return the training of a cell, as an earlier cell has left it; it may lack epochs that this one asks for."""
+        found = self._kept.pop(_decides(cell), None)
+        if found is not None:
+            self._kept[_decides(cell)] = found
+        return found
+
+    def keep(self, cell: Cell, training: Training, limit: MemoryLimit) -> None:
+        """Keep what a cell has trained; those that were used longest ago give way."""
+        self._kept.pop(_decides(cell), None)
+        if training.nbytes > KEPT_BYTES or not limit.fits(training.nbytes):
+            self._kept.clear()  # memory is short: what comes next needs it more
+            return
+        self._kept[_decides(cell)] = training
+        while sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
+            self._kept.pop(next(iter(self._kept)))
+
+
+def _decides(cell: Cell) -> tuple:
+    """All that decides a training besides the images, the weights of the backbone and the device, which a material fixes."""
+    return cell.detector, cell.options.get("bug"), cell.training, cell.features, cell.seed
 
 
 @dataclass(frozen=True)
@@ -39,6 +89,7 @@ class Material:
         extractors: loaded backbones.
         train, test: features of both splits.
         limit: a bound on memory.
+        trainings: what cells have trained on it, for the next ones.
     """
 
     category: Category
@@ -46,6 +97,7 @@ class Material:
     train: Sequence[PatchFeatures]
     test: Sequence[PatchFeatures]
     limit: MemoryLimit = MemoryLimit()
+    trainings: Trainings = field(default_factory=Trainings, repr=False, compare=False)
 
 
 def measure(cell: Cell, material: Material) -> dict[str, Any]:
@@ -57,7 +109,8 @@ def measure(cell: Cell, material: Material) -> dict[str, Any]:
 
     Returns:
         `metrics` (shares; d′ as a number), `probes`, `images` (defect and score of every test image), `history` and
-        `snapshots` (epoch → metrics and probes) where it trains, `seconds`.
+        `snapshots` (epoch → metrics and probes) where it trains, `seconds` (of what was done: a training that an earlier
+        cell has left is not in it).
 
     Raises:
         ValueError: as the detectors do.
@@ -92,8 +145,8 @@ def _ensemble(cell: Cell, material: Material) -> Ensemble:
     return Ensemble(members)
 
 
-class _Stopped(ReConPatch):
-    """ReConPatch with an f that a training had on its way."""
+class _Given(ReConPatch):
+    """ReConPatch with an f that was trained elsewhere, or is that of an earlier epoch."""
 
     given: Tensor
 
@@ -102,25 +155,44 @@ class _Stopped(ReConPatch):
 
 
 def _trained(cell: Cell, material: Material) -> dict[str, Any]:
-    """Train once; measure at the epochs asked for on the way, and at the end."""
-    kept: dict[int, Tensor] = {}
+    """Train, unless an earlier cell did; measure at the epochs asked for on the way, and at the end."""
+    detector, training = None, material.trainings.of(cell)
+    if training is None or not set(cell.snapshots) <= set(training.weights):
+        detector, training = _train(cell, material, {*cell.snapshots, *(training.weights if training else ())})
+    last = cell.training.epochs
+    detector = detector or _given(cell, training.weights[last], material)
+    found = _state(detector, material, cell) | {"history": [_rounded(asdict(record)) for record in training.history]}
+    found["snapshots"] = {
+        str(epoch): _state(_given(cell, training.weights[epoch], material), material, cell) for epoch in cell.snapshots
+    }
+    return found
+
+
+def _train(cell: Cell, material: Material, epochs: set[int]) -> tuple[BankDetector, Training]:
+    """The fitted detector, and its training with f after some epochs; it is kept for the cells to come."""
+    weights: dict[int, Tensor] = {}
 
     def keep(event: EpochEnd) -> None:
-        if event.epoch in cell.snapshots:
-            kept[event.epoch] = event.head.f.weight.detach().clone()
+        if event.epoch in epochs:
+            weights[event.epoch] = event.head.f.weight.detach().cpu().clone()
 
     detector = _detector(cell, 0, material)
     _complete(detector.fit(material.train[0], callbacks=[keep]))
-    found = _state(detector, material, cell) | {"history": [_rounded(asdict(record)) for record in detector.history]}
-    found["snapshots"] = {}
-    for epoch, weight in sorted(kept.items()):
-        early = _Stopped(
-            cell.features[0], training=cell.training, bank=cell.bank, reweight=cell.options["reweight"], seed=cell.seed,
-            device=str(detector.extractor.device), limit=material.limit,
-        )  # fmt: skip
-        early.extractor, early.given = detector.extractor, weight
-        found["snapshots"][str(epoch)] = _state(early.fit(material.train[0]), material, cell)
-    return found
+    weights[cell.training.epochs] = detector.weight.cpu().clone()
+    training = Training(weights, list(detector.history))
+    material.trainings.keep(cell, training, material.limit)
+    return detector, training
+
+
+def _given(cell: Cell, weight: Tensor, material: Material) -> BankDetector:
+    """The cell's detector with this f, fitted."""
+    extractor = material.extractors[0]
+    detector = _Given(
+        cell.features[0], training=cell.training, bank=cell.bank, reweight=cell.options["reweight"], seed=cell.seed,
+        device=str(extractor.device), limit=material.limit,
+    )  # fmt: skip
+    detector.extractor, detector.given = extractor, weight.to(extractor.device)
+    return detector.fit(material.train[0])
 
 
 def _complete(detector: BankDetector) -> None:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,13 +49,27 @@ class Machine:
     scratch: str | None = None
 
 
-def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path) -> list[Group]:
+@dataclass(frozen=True)
+class Known:
+    """Hashes that a plan has taken, for the plans to come: of images, and of weights.
+
+    Attributes:
+        images: (data, category) → `fingerprints`.
+        weights: settings of features → the hash of their backbone's tensors.
+    """
+
+    images: dict[tuple[Data, str], dict] = field(default_factory=dict)
+    weights: dict[FeatureSettings, str] = field(default_factory=dict)
+
+
+def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path, known: Known | None = None) -> list[Group]:
     """Return all cells of a grid with the addresses of their results, grouped by the features that they share.
 
     Args:
         grid: what is to be measured.
         roots: folder of each of its data sets by name; the embedded data need none.
         folder: where results lie; copies with degraded images are made below it.
+        known: hashes of earlier plans with the same roots and folder; what is missing is added.
 
     Raises:
         ValueError, DataError: if a data set has no folder, or a category is not there.
@@ -67,16 +81,16 @@ def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path) -> lis
     groups: dict[tuple, list[Cell]] = {}
     for cell in grid.cells(categories):
         groups.setdefault((cell.data, cell.category, cell.features), []).append(cell)
-    weights: dict[FeatureSettings, str] = {}
-    found, known = [], {}
+    found, known = [], known or Known()
     for (data, category, features), cells in groups.items():
         root = None if data.name == EMBEDDED else str(_root(data, roots))
-        if (data, category) not in known:
-            known[data, category] = fingerprints(find_category(data, category, root, Path(folder)))
+        if (data, category) not in known.images:
+            known.images[data, category] = fingerprints(find_category(data, category, root, Path(folder)))
         for one in features:
-            if one not in weights:
-                weights[one] = _weights(one)
-        names = [address(cell, known[data, category], [weights[one] for one in features]) for cell in cells]
+            if one not in known.weights:
+                known.weights[one] = _weights(one)
+        weights = [known.weights[one] for one in features]
+        names = [address(cell, known.images[data, category], weights) for cell in cells]
         found.append(Group(root, tuple(cells), tuple(names)))  # two methods may ask for one and the same: both are shown
     return found
 
@@ -100,8 +114,12 @@ def find_category(data: Data, category: str, root: str | None, folder: Path) -> 
     found = datasets.find(synthetic.cached() if root is None else root, category)
     if data.quality is None:
         return found
-    where = folder / "degraded" / data.label.replace(", ", "-").replace(" ", "-")
-    return degrade(found, where, data.quality, data.sides)
+    return degrade(found, folder_of_copies(data, folder), data.quality, data.sides)
+
+
+def folder_of_copies(data: Data, folder: Path) -> Path:
+    """Return where the degraded copies of a data set lie below the folder of results."""
+    return folder / "degraded" / data.label.replace(", ", "-").replace(" ", "-")
 
 
 def work(group: Group, folder: str, machine: Machine, after_each: Callable[[], None] | None = None) -> int:

@@ -12,20 +12,22 @@ import timm
 from rcp import data as datasets
 from rcp import miniatures
 from rcp.backbones import PRESETS as BACKBONES
+from rcp.data import Category
 from rcp.experiments import Results, plan
 from rcp.experiments.collection import collect, read_rows
 from rcp.experiments.command import FAILURES, add_machine_options, machine, report, run
+from rcp.experiments.runner import Known
 from rcp.experiments.watch import Group
 from rcp.features import STORED
-from rcp.reproduce import render, words
+from rcp.presets import Preset
+from rcp.reproduce import copies, pictures, render, words
 from rcp.reproduce.compare import Failure, Table, compare
-from rcp.reproduce.cost import check_images, predict
+from rcp.reproduce.cost import check_images, grid_of, predict
 from rcp.reproduce.figures import FIGURES
-from rcp.reproduce.pictures import draw
-from rcp.reproduce.setup import DATA, QUICK, QUICK_SEEDS, SEEDS, TITLES, Setup
+from rcp.reproduce.pace import Pace, told
+from rcp.reproduce.setup import DATA, QUICK, QUICK_SEEDS, SEEDS, TITLES, Setup, check_named
 from rcp.reproduce.sheet import Sheet
 from rcp.reproduce.tables import misfit, sheet
-from rcp.store import MemoryLimit
 
 TABLES = tuple(f"table{number}" for number in range(1, 8))
 DRAWN = tuple(FIGURES)
@@ -75,23 +77,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def reproduce(given: argparse.Namespace) -> int:
     """Run the command; return its exit status."""
-    machine(given)  # a wrong number is told before the work
+    where = machine(given)  # a wrong number is told before the work
     figures = _figures(given.what)
     setup, root = _setup(given)
     out = Path(given.out)
     sheets = _sheets(given.what, setup)
-    _say_costs(sheets, setup, root)
-    plans = [plan(one.grid, {setup.data: root}, out / CELLS) for one in sheets]
+    check_named(setup, _used(sheets, figures, setup))
+    categories = [datasets.find(root, name) for name in setup.categories]
+    _say_costs(sheets, figures, setup, categories, None if given.scheduler else Pace(where, given.jobs))
+    copies.write(sheets, categories, root, out / CELLS, _say)
+    known = Known()  # tables share images and backbones: they are hashed once
+    plans = [plan(one.grid, {setup.data: root}, out / CELLS, known) for one in sheets]
     outcome = run(merged(plans), out / CELLS, given) if sheets else None
     for one, groups in zip(sheets, plans, strict=True):
         table = finish(one, groups, setup, root, out)
         print(f"table{table.number}: {', '.join(path.as_posix() for path in render.write(table, out))}")
     status = report(outcome, out / CELLS) if sheets else 0
-    where = machine(given)
-    limit = MemoryLimit(where.max_memory, out if where.max_memory else None)
-    for path in draw(figures, setup, root, out, device=where.device, limit=limit, say=_say):
+    drawn = pictures.draw(figures, setup, root, out, machine=where, say=_say)
+    for path in drawn.paths:
         print(path.as_posix())
-    return status
+    for name, error in drawn.failures.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return FAILURES if drawn.failures else status
+
+
+def _used(sheets: list[Sheet], figures: list[str], setup: Setup) -> dict[str, list[Preset]]:
+    """Table or figure → the presets that it uses."""
+    return {f"table{one.number}": list(one.presets) for one in sheets} | {name: [setup.preset(pictures.PRESET)] for name in figures}
 
 
 def _figures(what: list[str]) -> list[str]:
@@ -188,7 +200,8 @@ def _weights(texts: list[str]) -> dict[str, str]:
         if name in found or (found and "" in (name, *found)):
             raise ValueError(f"--weights {text}: given several times, each must name another backbone: --weights NAME=FILE")
         if not Path(file).is_file():
-            raise FileNotFoundError(f"--weights: there is no file {file}")
+            hint = f", and {text.partition('=')[0]} is no backbone's name" if sign and file == text else ""
+            raise FileNotFoundError(f"--weights: there is no file {file}{hint}")
         found[name] = file
     return found
 
@@ -211,13 +224,21 @@ def _sheets(what: list[str], setup: Setup) -> list[Sheet]:
     return found
 
 
-def _say_costs(sheets: list[Sheet], setup: Setup, root: Path) -> None:
-    images = {}
-    for name in setup.categories:
-        category = datasets.find(root, name)
-        images[name] = (len(category.train), len(category.test))
+def _say_costs(
+    sheets: list[Sheet], figures: list[str], setup: Setup, categories: list[Category], pace: Pace | None
+) -> None:
+    images = {one.name: (len(one.train), len(one.test)) for one in categories}
     check_images(setup.data, images)
     loaded: dict = {}
+    every: dict = {}
     for one in sheets:
-        print(predict(one, images, loaded), file=sys.stderr)
-
+        cost = predict(one, images, loaded)
+        _say(f"{cost}\n  {told(cost.trainings, pace)}")
+        every |= cost.trainings
+    if figures:
+        grid = grid_of(setup.preset(pictures.PRESET).features[0], loaded)  # weights that cannot be had are told now
+        own = pictures.trainings(figures, setup, images, grid)
+        _say(f"{', '.join(figures)}: {told(own, pace)}")
+        every |= own
+    if len(sheets) + bool(figures) > 1:
+        _say(f"all of it, with what is shared counted once: {told(every, pace)}")

@@ -1,4 +1,4 @@
-"""What a table will take, said before the work: cells, and bytes of features at this size."""
+"""What a table will take, said before the work: cells, bytes of features at this size, trainings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rcp.backbones import Backbone, WeightsError, load_backbone
 from rcp.estimate import size
-from rcp.experiments import Cell
 from rcp.features import STORED, FeatureSettings
+from rcp.reproduce.pace import Training, of_cells
 from rcp.reproduce.sheet import Sheet
 
 
@@ -20,20 +20,18 @@ class Cost:
         number: of the table.
         cells, groups: how many results, and sets of features that they share.
         largest: of each set of features: what it is, the largest category, bytes of its training and test features.
-        copies: images that are written degraded, for Table 4.
+        trainings: the different ones, by what decides them.
     """
 
     number: int
     cells: int
     groups: int
     largest: tuple[tuple[str, str, int], ...]
-    copies: int
+    trainings: Mapping[tuple, Training]
 
     def __str__(self) -> str:
         lines = [f"table{self.number}: {self.cells} cells that share {self.groups} sets of features; of these, in bytes at most:"]
         lines += [f"  {what}: {size(count)} ({category})" for what, category, count in self.largest]
-        if self.copies:
-            lines.append(f"  and {self.copies} degraded copies of images on disk, at their full size")
         return "\n".join(lines)
 
 
@@ -55,15 +53,23 @@ def predict(sheet: Sheet, images: Mapping[str, tuple[int, int]], loaded: dict[Fe
         name = max(counts, key=counts.get)
         largest[_what(features, loaded)] = (_what(features, loaded), name, counts[name])
     groups = {(cell.data, cell.category, cell.features) for cell in cells}
-    return Cost(sheet.number, len(cells), len(groups), tuple(largest.values()), _copies(cells, images))
+    train = {name: train for name, (train, _) in images.items()}
+    grids = {one: grid_of(one, loaded) for cell in cells for one in cell.features}
+    return Cost(sheet.number, len(cells), len(groups), tuple(largest.values()), of_cells(cells, train, grids))
+
+
+def grid_of(features: FeatureSettings, loaded: dict[FeatureSettings, tuple[int, int]]) -> tuple[int, int]:
+    """Return patches an image, and numbers a patch; arguments and errors as for `predict`."""
+    if features not in loaded:
+        loaded[features] = _stride_and_width(features)
+    h, w = _patches(features, loaded[features][0])
+    return h * w, loaded[features][1]
 
 
 def _bytes(features: FeatureSettings, loaded: dict[FeatureSettings, tuple[int, int]]) -> int:
     """Of one image."""
-    if features not in loaded:
-        loaded[features] = _stride_and_width(features)
-    (h, w), width = _patches(features, loaded[features][0]), loaded[features][1]
-    return h * w * width * STORED[features.stored].itemsize
+    patches, width = grid_of(features, loaded)
+    return patches * width * STORED[features.stored].itemsize
 
 
 def _stride_and_width(features: FeatureSettings) -> tuple[int, int]:
@@ -91,12 +97,6 @@ def _what(features: Sequence[FeatureSettings], loaded: dict[FeatureSettings, tup
     h, w = _patches(features[0], loaded[features[0]][0])
     widths = " + ".join(str(loaded[one][1]) for one in features)
     return f"{' + '.join(one.backbone for one in features)}, {h}x{w} patches x {widths} numbers, {features[0].stored}"
-
-
-def _copies(cells: Sequence[Cell], images: Mapping[str, tuple[int, int]]) -> int:
-    degraded = {(cell.data.sides, cell.category) for cell in cells if cell.data.quality}
-    counted = {"train": lambda n: n[0], "test": lambda n: n[1], "both": sum}
-    return sum(counted[sides](images[name]) for sides, name in degraded)
 
 
 def check_images(data: str, images: Mapping[str, tuple[int, int]]) -> None:

@@ -41,6 +41,7 @@ from rcp.modelfile import versions
 from rcp.plots import typical
 from rcp.plots_paper import SCHEMA
 from rcp.positions import neighbour_agreement, positions, separation
+from rcp.reproduce.words import is_miniature
 from rcp.store import MemoryLimit
 
 STUDY = replace(PAPER_SINGLE, steps=16, batch_size=128)  # of grids/study.toml: an epoch is a random part of the patches
@@ -367,9 +368,12 @@ def dataset_of(category: Category) -> str:
 
 
 def source(category: Category) -> str:
-    """Return the words that every caption needs: whether the data are real, and which."""
+    """Return the words that every caption needs: whether the data are real or drawn, and which."""
     name = dataset_of(category)
-    return f"embedded synthetic data, {category.name}" if name == EMBEDDED else f"{name} {category.name}"
+    if name == EMBEDDED:
+        return f"embedded synthetic data, {category.name}"
+    drawn = any(is_miniature(root) for root in (category.root, category.root.parent))  # VisA's categories share a root
+    return f"a drawn miniature of {name} {category.name}" if drawn else f"{name} {category.name}"
 
 
 def _short(value: float) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rcp import official, presets
-from rcp.backbones import PRESETS as BACKBONES
 from rcp.features import STORED
 from rcp.presets import Preset
 
@@ -90,13 +89,24 @@ class Setup:
 
 
 def check_weights(setup: Setup, table: int, used: list[Preset]) -> None:
-    """Raise a ValueError if a weight file is given that no backbone of a table takes, or that several would."""
+    """Raise a ValueError if one weight file is given without a name, and several backbones of a table could be meant."""
     names = sorted({one.backbone for preset in used for one in preset.features})
     if "" in setup.weights and len(names) > 1:
         raise ValueError(f"table{table} needs the weights of {', '.join(names)}: give each with --weights NAME=FILE")
+
+
+def check_named(setup: Setup, used: Mapping[str, Sequence[Preset]]) -> None:
+    """Raise a ValueError if a weight file is given for a backbone that nothing takes: it would be ignored.
+
+    Args:
+        setup: what was asked for.
+        used: name of a table or figure → the presets that it uses.
+    """
+    names = {one.backbone for presets_ in used.values() for preset in presets_ for one in preset.features}
     unknown = [name for name in setup.weights if name and name not in names]
-    if unknown and not any(name in BACKBONES for name in unknown):
-        raise ValueError(f"--weights {unknown[0]}=…: table{table} takes {', '.join(names)}")
+    if unknown:
+        verb = "takes" if len(used) == 1 else "take"
+        raise ValueError(f"--weights {unknown[0]}=…: {', '.join(used)} {verb} {', '.join(sorted(names))}, and no {unknown[0]}")
 
 
 def label(preset: Preset) -> str:
