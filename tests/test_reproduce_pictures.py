@@ -15,10 +15,12 @@ import pytest
 import torch
 from small_reproduce import make_small, parsed
 
-from rcp import TrainSettings, miniatures, presets
+from rcp import TrainSettings, miniatures, plots, plots_paper, presets
 from rcp.backbones import WeightsError
 from rcp.experiments import Machine
+from rcp.plots_paper import read
 from rcp.reproduce import command, pictures
+from rcp.reproduce.figure_files import picture
 from rcp.reproduce.figures import FIGURES, Settings
 from rcp.reproduce.setup import Setup
 from rcp.store import MemoryLimit
@@ -254,3 +256,13 @@ def test_weights_that_cannot_be_had_are_told_before_anything_is_measured(mini, t
     with pytest.raises(WeightsError, match=r"test_resnet cannot be had .* --weights test_resnet=FILE"):
         run(tmp_path / "out", "figure4", "--data", "mvtec", str(mini))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["figure3", "figure4", "figure5"])
+def test_a_picture_carries_its_caption_which_says_what_it_was_measured_on(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "write", lambda figure, path: drawn.append(figure) or path)
+    path = picture(Path(__file__).resolve().parent.parent / "figures" / "results" / f"{name}.json")
+    words = drawn[0].get_suptitle()
+    assert path.name == f"{name}.png" and " ".join(words.split()) == plots_paper.caption(read(path.with_suffix(".json"), name))
+    assert words.startswith("embedded synthetic data, terminal")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rcp.data import Category
 from rcp.estimate import size
-from rcp.experiments import Data
 from rcp.experiments.runner import find_category, folder_of_copies
 from rcp.quality import check_room, missing
 from rcp.reproduce.sheet import Sheet

@@ -5,6 +5,7 @@ python -m rcp.reproduce.figure_files      writes the files that the repository k
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from rcp.experiments.measure import Material
 from rcp.plots_paper import read
 from rcp.reproduce import figures
 from rcp.reproduce.figures import FIGURES, QUICK, STUDY, Settings
+
+WRAP = 12  # letters of a caption an inch
 
 
 def at_hand(figure: str, category: Category, folders: Sequence[str | Path]) -> Path | None:
@@ -52,7 +55,7 @@ def found_or_measured(
 
 
 def picture(path: str | Path) -> Path:
-    """Return the PNG of a figure, drawn beside its result file and named after it.
+    """Return the PNG of a figure, drawn beside its result file and named after it, with its caption: it has no text around it.
 
     Args:
         path: from one of `FIGURES`, so that its name is the figure's.
@@ -61,7 +64,10 @@ def picture(path: str | Path) -> Path:
     draw = {"figure3": plots_paper.figure3, "figure4": plots_paper.figure4, "figure5": plots_paper.figure5}
     if path.stem not in draw:
         raise ValueError(f"{path} is not named after a figure: {', '.join(draw)}")
-    return plots.write(draw[path.stem](path), path.with_suffix(".png"))
+    figure = draw[path.stem](path)
+    words = textwrap.fill(plots_paper.caption(read(path, path.stem)), int(WRAP * figure.get_figwidth()))
+    figure.suptitle(words, x=0.01, ha="left", fontsize=plots.TYPE - 4)  # on top: legends stand below
+    return plots.write(figure, path.with_suffix(".png"))
 
 
 def main() -> None:
