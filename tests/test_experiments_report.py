@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from rcp.experiments.collection import Row
 from rcp.experiments.report import (
     ALONE,
     ENSEMBLES,
+    added_table,
     ensemble_means,
     ensemble_table,
     ensembles,
@@ -86,8 +89,19 @@ def test_full_steps_are_compared_with_the_same_f_untrained():
     rows = [row("ReConPatch", s, 0.7 + s / 100, epoch=0, last=False) for s in range(3)]
     rows += [row("ReConPatch", s, 0.9, epoch=10, last=False) for s in range(3)]
     rows += [row("ReConPatch", s, 0.8 + s / 100, epoch=120) for s in range(3)]
+    rows += [replace(one, category="vial") for one in rows]
     table = full_table(rows)
+    assert "| mvtec vial | **+10.00 [+10.00, +10.00]** |" in table and "| all, over both | **+10.00 [+10.00, +10.00]** |" in table
     assert "| mvtec pill | **+10.00 [+10.00, +10.00]** | **+5.00 [" in table and "**+1.00 [+1.00, +1.00]** |" in table
+
+
+def test_cells_that_were_added_after_a_look_are_shown_alone():
+    rows = [row("ReConPatch", s, 0.7, category="brick", epoch=0, last=False) for s in range(5)]
+    rows += [row("ReConPatch", s, 0.9 if s < 3 else 0.71, category="brick", epoch=120) for s in range(5)]
+    rows += [row("ReConPatch", s, 0.7, category="weave", epoch=0, last=False) for s in range(2)]
+    rows += [row("ReConPatch", s, 0.73, category="weave", epoch=120) for s in range(2)]
+    table = added_table(rows)
+    assert "| mvtec brick | **+1.00 [+1.00, +1.00]**" in table and "| mvtec weave | **+3.00 [+3.00, +3.00]**" in table
 
 
 def test_all_bugs_have_a_line_where_they_were_measured():
@@ -102,3 +116,12 @@ def test_a_grid_that_is_missing_or_not_done_is_said_to_be_so(tmp_path):
     (tmp_path / "ports.json").write_text(json.dumps(ports), encoding="utf-8")
     text = report(tmp_path)
     assert text.count("Not measured yet") == 3 and "Not measured yet: `rcp experiments ports`." in text
+
+
+def test_every_interval_in_the_prose_of_reproducibility_md_stands_in_its_tables():
+    text = (RESULTS.parent.parent / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- report -->")
+    tables, _, after = rest.partition("<!-- end of report -->")
+    found = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", " ".join((before + after).split()))
+    assert len(found) >= 10
+    assert [one for one in found if one not in tables] == []
