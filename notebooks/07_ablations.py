@@ -451,9 +451,10 @@ Markdown(f"{len(clear)} of {len(everything)} exclude zero, {0.05 * len(everythin
 
 # %%
 level = 1 - 0.05 / len(everything)
-strict = []
-for effect in effects:  # those of section 5
-    ours, theirs = (lesson.values(rows, one, "image_auroc") for one in (effect.level, effect.choice.reference))
+strict, same = [], sorted({row.category for row in rows})
+for effect in everything:
+    source = quality_rows if effect.choice in quality.values() else rows
+    ours, theirs = (lesson.values(source, one, "image_auroc", same) for one in (effect.level, effect.choice.reference))
     pairs = lesson.seed_means(differences(ours, theirs))  # seed → mean over categories
     strict += [effect.name] if interval(pairs.values(), level).clear else []
 print(f"after Bonferroni: {', '.join(strict) or 'none'}")

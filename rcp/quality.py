@@ -92,18 +92,24 @@ QUALITIES = {"rotation": ROTATION, "translation": TRANSLATION, "light": LIGHT, "
 
 
 def missing(category: Category, folder: str | Path, sides: str = "test") -> tuple[int, int]:
-    """Return how many images `degrade` would still write, and how many bytes they would take at most, by the files' sizes.
+    """Return how many images `degrade` would write, and about how many bytes they would take, by the files' sizes.
 
     Args:
-        category, folder, sides: as for `degrade`; nothing is read but names, sizes, and the head of one image a split.
+        category, folder, sides: as for `degrade`; nothing is read but names, sizes, its mark, and the head of one image a split.
+
+    Returns:
+        None or all of them: what was killed on the way is written anew.
     """
-    plans = [_plan(getattr(category, side), Path(folder) / category.name) for side in SIDES[sides]]
-    rest = [[before for before, after in plan.items() if not after.path.is_file()] for plan in plans]
-    return sum(map(len, rest)), sum(map(_most_bytes, rest))
+    root = Path(folder) / category.name
+    plans = [_plan(getattr(category, side), root) for side in SIDES[sides]]
+    mark = read_json(root / RECIPE) if (root / RECIPE).is_file() else None
+    if isinstance(mark, dict) and mark.get("made") and all(after.path.is_file() for plan in plans for after in plan.values()):
+        return 0, 0
+    return sum(map(len, plans)), sum(_about_bytes(list(plan)) for plan in plans)
 
 
-def _most_bytes(samples: list[Sample]) -> int:
-    """What the copies of some images of one split will take, about, and not less."""
+def _about_bytes(samples: list[Sample]) -> int:
+    """What the copies of some images of one split will take, about."""
     if not samples:
         return 0
     with Image.open(samples[0].path) as image:
@@ -128,7 +134,7 @@ def check_room(folder: str | Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise OSError(
-            f"degraded copies of images need up to {needed / 1e6:,.0f} MB below {folder}, and {free / 1e6:,.0f} MB are free there: "
+            f"degraded copies of images need about {needed / 1e6:,.0f} MB below {folder}, and {free / 1e6:,.0f} MB are free there: "
             "free some, or name another folder"
         )
 

@@ -15,6 +15,7 @@ from rcp.course import paper_tables_checks as checks
 from rcp.course import paper_tables_claims as claims
 from rcp.course import paper_tables_figures as pictures
 from rcp.course import paper_tables_words as words
+from rcp.course.ablations_paper import advantage
 from rcp.experiments import report
 from rcp.experiments.collection import Row
 from rcp.experiments.summary import Interval, interval, over_both, over_seeds
@@ -165,7 +166,7 @@ def test_the_conclusion_is_computed(rows):
     assert "preliminary" not in text and "Four times the steps** (image AUROC, Lite0, − untrained f): not measured yet" in text
     assert "In an ensemble** (image AUROC, 60 epochs − untrained f): not measured yet" in text
     assert "pill +1.10" in words.question(study, study, none)
-    more = words.beyond(study, lesson.Measured("ports", tuple(rows), 5, 0))
+    more = words.beyond(study, lesson.Measured("ports", tuple(rows), 5, 0), lesson.Measured("quality", (), 0, 0))
     assert "scale" in more and "of 4, " in more and "all four bugs" in more
     assert "3 cells of the study are still missing: all of this is preliminary" in words.question(lesson.Measured("study", tuple(rows), 10, 3), none, none)
     line = "**The training alone** (120 epochs − untrained f): image AUROC"
@@ -175,12 +176,10 @@ def test_the_conclusion_is_computed(rows):
 
 
 def test_what_was_added_after_a_look_is_judged_alone_too(rows):
-    found = lesson.gains(rows, lesson.TRAINED, lesson.UNTRAINED, "image_auroc")
-    fresh = {key: value for key, value in found.items() if key[1] != "brick"}
     text = words.full_steps(rows)
-    assert f"at which nobody had looked, alone: {lesson.shown(over_both(fresh))}" in text and "3 values leave t = 4.3" in text
+    assert "What was added after the first look, alone: " in text and "3 values leave t = 4.3" in text
     first = words.full_steps([r for r in rows if r.category == "brick"])
-    assert "nobody had looked" not in first and "too few for an interval" in first
+    assert "added" not in first and "too few for an interval" in first
 
 
 def test_the_answer_is_one_plain_sentence_that_follows_the_interval_over_both(rows):
@@ -205,6 +204,25 @@ def test_all_bugs_at_once_stand_beside_their_sum(rows):
     assert words.all_bugs(alone) == "All four at once are not measured yet." and "all four" not in words.bugs(alone)
     names = [[label.get_text() for label in pictures.ports_figure(own).axes[0].get_yticklabels()] for own in (rows, alone)]
     assert names == [list(lesson.BUGS), list(lesson.BUGS)[:-1]]
+
+
+def test_worse_pictures_are_counted_and_the_clear_ones_named():
+    rows = lesson.measured("quality").rows
+    text = words.worse_pictures(rows)
+    found = {one: advantage(rows, one, lesson.UNTRAINED) for one in ("all on both", "blur on test")}
+    assert "of 7 conditions" in text and "one draw" in text
+    assert lesson.measured("quality").told().endswith("terminal (embedded), flange (embedded); clean, and degraded in 7 ways")
+    assert ("all on both" in text) == found["all on both"].clear and ("blur on test" in text) == found["blur on test"].clear
+    assert words.worse_pictures([one for one in rows if one.data == "embedded"]) == words.ABSENT
+
+
+def test_the_report_and_notebook_07_agree_on_worse_pictures():
+    rows = lesson.measured("quality").rows
+    printed = {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ") for line in report.quality_table(rows).splitlines()[2:]}
+    for name, cells in printed.items():
+        for place, rival in ((5, "PatchCore"), (7, lesson.UNTRAINED)):
+            one = advantage(rows, name, rival)
+            assert cells[place].strip("* |") == f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
 
 
 def test_results_are_found_in_the_repository_or_the_message_says_where(tmp_path, monkeypatch):

@@ -176,7 +176,7 @@ def six(root, tmp_path):
 
     def died(watcher, task, **settings):
         before = results.failed(group.names)
-        rest = blame.died(watcher, task, "WorkerDied: so", **settings)
+        rest = blame.died(watcher, task, "WorkerDied: so", **{"lives": 1, **settings})
         return sorted(results.failed(group.names) - before, key=group.names.index), rest
 
     return group, results, died

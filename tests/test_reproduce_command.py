@@ -94,7 +94,7 @@ def test_tables_1_2_3_4_and_6_come_to_their_end_with_every_line_measured(little,
         assert f"{name}: " in told
         text = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
         assert "not run" not in text and "failed" not in text
-    assert "16 degraded copies of images, up to" in told and "[3/3] bottle, both: 8 images" in told
+    assert "16 degraded copies of images, about" in told and "[3/3] bottle, both: 8 images" in told
     assert "all of it, with what is shared counted once: " in told
     assert "one draw (seed 0), the same for all seeds" in (tmp_path / "table4.md").read_text(encoding="utf-8")
 

@@ -190,7 +190,7 @@ def test_copies_are_told_with_their_bytes_written_and_the_next_time_neither(tabl
     lines, categories = [], [datasets.find(mini, name) for name in ("bottle", "carpet")]
     copies.write([sheet(5, Setup("mvtec", ("bottle", "carpet"), quick=True)), table4], categories, mini, tmp_path / "cells", lines.append)
     test = [len(one.test) for one in categories]
-    assert re.fullmatch(rf"table4: {2 * (sum(test) + 4)} degraded copies of images, up to \d+ kB, are written into .*cells/degraded", lines[0])
+    assert re.fullmatch(rf"table4: {2 * (sum(test) + 4)} degraded copies of images, about \d+ kB, are written into .*cells/degraded", lines[0])
     assert lines[1] == f"table4: [1/6] bottle, test: {test[0]} images" and lines[6] == f"table4: [6/6] carpet, both: {test[1] + 2} images"
     written = [path for path in (tmp_path / "cells").rglob("*.png") if "ground_truth" not in path.parts]
     assert len(written) == 2 * (sum(test) + 4)
@@ -205,6 +205,6 @@ def test_copies_are_told_with_their_bytes_written_and_the_next_time_neither(tabl
 def test_a_disk_without_room_is_told_before_the_first_copy(table4, mini, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr("rcp.quality.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"degraded copies of images need up to \d MB below .*cells, and 0 MB are free there: free some"):
+    with pytest.raises(OSError, match=r"degraded copies of images need about \d MB below .*cells, and 0 MB are free there: free some"):
         copies.write([table4], [datasets.find(mini, "bottle"), datasets.find(mini, "carpet")], mini, tmp_path / "cells", lambda line: None)
     assert not (tmp_path / "cells").exists()

@@ -95,8 +95,10 @@ class Measured:
         if not self.rows:
             return f"{self.name}: not measured yet. `rcp experiments {self.name}` does it."
         part = f"{self.cells} of {self.cells + self.missing} cells" if self.missing else f"all {self.cells} cells"
-        names = dict.fromkeys(f"{row.category} ({row.data})" for row in self.rows)
-        return f"{self.name}: {part}, {len({row.seed for row in self.rows})} seeds; {', '.join(names)}"
+        names = dict.fromkeys(f"{row.category} ({row.data.partition(', ')[0]})" for row in self.rows)
+        worse = {row.data for row in self.rows if ", " in row.data}
+        told = f"{self.name}: {part}, {len({row.seed for row in self.rows})} seeds; {', '.join(names)}"
+        return f"{told}; clean, and degraded in {len(worse)} ways" if worse else told
 
 
 def measured(name: str, folder: Path | None = None) -> Measured:
@@ -217,14 +219,14 @@ def widened(one: Interval, comparisons: int) -> Interval:
     return replace(one, low=one.mean - factor * (one.mean - one.low), high=one.mean + factor * (one.high - one.mean))
 
 
-def signed(value: float, digits: int = 2) -> str:
+def signed(value: float, places: int = 2) -> str:
     """Return a number with its sign, and never a negative zero."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    return f"{round(value, places) + 0.0:+.{places}f}".replace("-", "−")
 
 
-def shown(one: Interval, digits: int = 2) -> str:
+def shown(one: Interval, places: int = 2) -> str:
     """Return "+0.31 [−0.10, +0.72]"; without ends for a single value."""
-    numbers = [signed(value, digits) for value in (one.mean, one.low, one.high)]
+    numbers = [signed(value, places) for value in (one.mean, one.low, one.high)]
     return numbers[0] if math.isnan(one.low) else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
@@ -241,11 +243,17 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
 
 
-def cell(one: Line | None) -> str:
+def digits(quantity: str) -> int:
+    """Return how many digits a difference is shown with: points have two, d' three."""
+    return 2 if quantity in PERCENT else 3
+
+
+def cell(one: Line | None, quantity: str) -> str:
     """Return a comparison for a table: over both, bold where zero lies outside; *s* where it does so over seeds alone."""
     if one is None:
         return "–"
-    text = f"**{shown(one.both)}**" if one.both.clear else shown(one.both)
+    text = shown(one.both, digits(quantity))
+    text = f"**{text}**" if one.both.clear else text
     return f"{text} *s*" if one.seeds.clear and not one.both.clear else text
 
 
@@ -264,7 +272,7 @@ def quantity_table(corner: str, kept: Mapping[str, Mapping[str, Line]]) -> str:
     """
     units = [f"{QUANTITIES[quantity]}{', points' if quantity in PERCENT else ''}" for quantity in kept]
     names = dict.fromkeys(name for own in kept.values() for name in own)
-    return table([corner, *units], [[name, *(cell(own.get(name)) for own in kept.values())] for name in names])
+    return table([corner, *units], [[name, *(cell(own.get(name), quantity) for quantity, own in kept.items())] for name in names])
 
 
 def space_table(rows: Sequence[Row], backbone: str) -> str:
@@ -275,7 +283,7 @@ def space_table(rows: Sequence[Row], backbone: str) -> str:
             found = [values(rows, who, probe, backbone).values() for probe in PROBES]
         except ValueError:  # not measured yet
             continue
-        lines.append([who, *(f"{statistics.fmean(own):.{digits}f}" for own, digits in zip(found, (2, 4, 1), strict=True))])
+        lines.append([who, *(f"{statistics.fmean(own):.{places}f}" for own, places in zip(found, (2, 4, 1), strict=True))])
     return table([f"space ({backbone})", *PROBES.values()], lines)
 
 

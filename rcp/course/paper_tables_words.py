@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from scipy.stats import t as student
 
 from rcp.course import paper_tables_ensemble as together
+from rcp.course.ablations_paper import advantage
 from rcp.course.paper_tables import (
     ALL_BUGS,
     BUGS,
@@ -19,29 +20,31 @@ from rcp.course.paper_tables import (
     Measured,
     both,
     cells_clear,
+    digits,
     gains,
     per_category,
     shown,
+    signed,
     verdict,
     widened,
 )
 from rcp.course.paper_tables_claims import published_gains
 from rcp.experiments.collection import Row
+from rcp.experiments.report import FIRST
 from rcp.experiments.summary import Interval, Key, interval, over_seeds
 
 ABSENT = "not measured yet"
-SEEN = ("brick", "terminal")  # of the grid `full`: measured first; the others were added after a look at these
 
 
-def told(one: Interval, digits: int = 2) -> str:
+def told(one: Interval, places: int = 2) -> str:
     """Return an interval of differences with what it allows to say."""
     words = {"clearly above": "clearly above zero", "clearly below": "clearly below zero", "not clear": "zero lies inside: not clear"}
-    return f"{shown(one, digits)}, " + ("too few for an interval" if math.isnan(one.low) else words[verdict(one)])
+    return f"{shown(one, places)}, " + ("too few for an interval" if math.isnan(one.low) else words[verdict(one)])
 
 
-def weighed(found: Mapping[Key, float], digits: int = 2) -> str:
+def weighed(found: Mapping[Key, float], places: int = 2) -> str:
     """Return the mean with its interval over both, what it allows to say, and whether seeds alone would say more."""
-    return told(both(found), digits) + _alone(found)
+    return told(both(found), places) + _alone(found)
 
 
 def _alone(found: Mapping[Key, float]) -> str:
@@ -73,7 +76,7 @@ def over_metrics(rows: Sequence[Row], ours: str, theirs: str) -> str:
     for quantity, name in QUANTITIES.items():
         found = gains(rows, ours, theirs, quantity)
         if found:
-            parts.append(f"{name} {shown(both(found))} ({verdict(both(found))}{_alone(found).replace(' (', ', ').rstrip(')')})")
+            parts.append(f"{name} {shown(both(found), digits(quantity))} ({verdict(both(found))}{_alone(found).replace(' (', ', ').rstrip(')')})")
     return "; ".join(parts) or ABSENT
 
 
@@ -104,8 +107,9 @@ def full_steps(rows: Sequence[Row]) -> str:
     parts = "; ".join(f"{name} {told(one)}" for name, one in own.items())
     fewer = min(len(own), len({key[3] for key in found}))
     t = f" ({fewer} values leave t = {student.ppf(0.975, fewer - 1):.1f})" if fewer > 1 else ""
-    added = {key: value for key, value in found.items() if key[1] not in SEEN}
-    alone = f" The categories that were added, at which nobody had looked, alone: {weighed(added)}." if added else ""
+    added = {key: value for key, value in found.items() if (key[1], key[3]) not in FIRST}
+    parted = "; ".join(f"{name} {signed(one.mean)} ({one.n} seeds)" for name, one in per_category(added).items())
+    alone = f" What was added after the first look, alone: {parted}." if added else ""
     return (
         "**What this tells you.** With 64 steps of 128 patches an epoch (Lite0), image AUROC against the untrained f, over both: "
         f"{weighed(found)}{t}. Over seeds: {parts}.{alone}"
@@ -157,11 +161,24 @@ def question(study: Measured, full: Measured, ensemble: Measured) -> str:
     return "\n".join(lines)
 
 
-def beyond(study: Measured, ports: Measured) -> str:
-    """Return what else was found: category by category, ports, feature space, the cheap rival.
+def worse_pictures(rows: Sequence[Row]) -> str:
+    """Return what the conditions of the grid "quality" say together: in how many ReConPatch loses less, and how many are clear."""
+    labels = [label for label in dict.fromkeys(row.data for row in rows) if ", " in label]
+    if not labels:
+        return ABSENT
+    found = {label.partition(", ")[2]: advantage(rows, label.partition(", ")[2], UNTRAINED) for label in labels}
+    above, clear = sum(one.mean > 0 for one in found.values()), [name for name, one in found.items() if one.clear]
+    return (
+        f"above zero in {above} of {len(found)} conditions, clear over seeds in {len(clear)}"
+        f"{' (' + ', '.join(clear) + ')' if clear else ''}; they share trainings, the clean reference, and one draw of the faults"
+    )
+
+
+def beyond(study: Measured, ports: Measured, quality: Measured) -> str:
+    """Return what else was found: category by category, ports, worse pictures, feature space, the cheap rival.
 
     Args:
-        study, ports: from `measured`.
+        study, ports, quality: from `measured`.
     """
     rows = study.rows
     by_category = per_category(gains(rows, TRAINED, UNTRAINED, "image_auroc"))
@@ -171,6 +188,7 @@ def beyond(study: Measured, ports: Measured) -> str:
         f"* **Category and network**, image AUROC, over seeds: {counted(cells_clear(rows, TRAINED, UNTRAINED), names=False)}.",
         f"* **f without training** (− PatchCore): {over_metrics(rows, UNTRAINED, PLAIN)}.",
         f"* **The ports' bugs** (image AUROC, with − without): {bugs(ports.rows)}.",
+        f"* **Worse pictures** (image AUROC, loses less than its untrained f where positive): {worse_pictures(quality.rows)}.",
         f"* **Position share**, in points (120 epochs − untrained f): {weighed(share) if share else ABSENT}.",
         f"* **Whitening**, which trains nothing (− ReConPatch, 120 epochs): {over_metrics(rows, 'whitening', TRAINED)}.",
     ]

@@ -1,7 +1,8 @@
 """Whose fault it is that a worker died, on this machine or on a cluster: one cell's, and the rest goes on.
 
 The cells of a group are measured in order, and each is written as soon as it is there. So a worker that dies does so at the
-first cell of its task that has no result: nobody else is blamed.
+first cell of its task that has no result, or before it, at the features that all of them share: that cell is tried again, and
+blamed when workers die there again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def failed(watcher: Watcher, task: Task, error: str, trace: str = "") -> None:
     _record(watcher, watcher.pending(task.group), error, trace)
 
 
-def died(watcher: Watcher, task: Task, error: str, *, lives: int = 1) -> list[Task]:
+def died(watcher: Watcher, task: Task, error: str, *, lives: int) -> list[Task]:
     """Record a worker's death at the cell that it was at, if that has cost enough of them; return what is left to do.
 
     When a cell is blamed, the others are tried from the other end, as neighbours are alike. If those kill as well, with

@@ -81,8 +81,8 @@ def run_on_cluster(
         say: receives a line a cell, with the time left.
 
     Returns:
-        What is done and what failed. A cell whose workers die again and again (Dask's setting allowed-failures says how
-        often) has failed; the rest goes on.
+        What is done and what failed. A cell whose workers die again and again (`LIVES` of them, or as many as Dask's
+        setting allowed-failures says, if that is fewer) has failed; the rest goes on.
 
     Raises:
         ClusterError: if there is no such cluster, it has other versions or does not see the files, or it went away; what was
@@ -269,7 +269,7 @@ def _after(watcher: Watcher, task: Task, error: BaseException) -> list[Task]:
     import distributed
 
     if isinstance(error, distributed.KilledWorker):  # Dask has given up before us
-        return blame.died(watcher, task, said(error))
+        return blame.died(watcher, task, said(error), lives=1)
     blame.failed(watcher, task, said(error))
     return []
 

@@ -20,6 +20,7 @@ from rcp.experiments import blame
 from rcp.experiments.blame import Task
 from rcp.experiments.watch import LOOK, Group, Watcher, spread
 
+LIVES = 2  # workers that may die at a cell until it has failed: the first may have been killed for another's sake
 STARTS = 3  # workers that may die in a row before they have begun anything: then no cell can be the cause
 BEGUN = "begun"  # what a worker says when it has a task in hand; behind it, None, or an error and its trace
 
@@ -58,7 +59,7 @@ def run_processes(watcher: Watcher, do: Callable[[Group], object], jobs: int) ->
                     except ChildProcessError as death:
                         workers.remove(worker)
                         if begun:
-                            queue += blame.died(watcher, task, f"WorkerDied: {death}")
+                            queue += blame.died(watcher, task, f"WorkerDied: {death}", lives=LIVES)
                         elif task:  # it had not come to it
                             queue.insert(0, task)
                             stillborn += 1

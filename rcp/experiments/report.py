@@ -46,7 +46,9 @@ CONTENDERS: dict[str, tuple[str, int | None]] = {  # what is compared → method
 QUANTITIES = {  # name in tables → key, and what a value is multiplied by
     "image AUROC": ("image_auroc", 100), "pixel AUROC": ("pixel_auroc", 100), "AUPRO@0.3": ("aupro", 100), "d′": ("d_prime", 1),
 }  # fmt: skip
-PROBES = {"position share": "position_share", "position R²": "position_r2", "effective rank": "effective_rank"}
+PROBES = {  # name in tables → key, and digits of a difference
+    "position share": ("position_share", 4), "position R²": ("position_r2", 6), "effective rank": ("effective_rank", 2),
+}  # fmt: skip
 
 
 def contenders(rows: Sequence[Row], quantity: str, data: str | None = None, backbone: str | None = None) -> dict[str, dict[Key, float]]:
@@ -94,11 +96,11 @@ def probe_table(rows: Sequence[Row]) -> str:
         rows: of the grid "study".
     """
     lines = ["| | " + " | ".join(PROBES) + " |", "|---|" + "---:|" * len(PROBES)]
-    tables = [contenders(rows, key) for key in PROBES.values()]
-    for name in tables[0]:
+    tables = [(contenders(rows, key), digits) for key, digits in PROBES.values()]
+    for name in tables[0][0]:
         if name != UNTRAINED:
-            found = (over_both(differences(table[name], table[UNTRAINED])) for table in tables)
-            lines.append(f"| {name} | " + " | ".join(spelled(one, 1, 4) for one in found) + " |")
+            found = (spelled(over_both(differences(table[name], table[UNTRAINED])), 1, digits) for table, digits in tables)
+            lines.append(f"| {name} | " + " | ".join(found) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +126,7 @@ def category_table(rows: Sequence[Row], ours: str, theirs: str, quantity: str = 
 def mean_table(rows: Sequence[Row], data: str, backbone: str) -> str:
     """Return, in Markdown, all quantities of one data set under one backbone: mean over categories ± deviation over seeds."""
     tables = {name: contenders(rows, key, data, backbone) for name, (key, _) in QUANTITIES.items()}
-    probes = {name: contenders(rows, key, data, backbone) for name, key in PROBES.items()}
+    probes = {name: contenders(rows, key, data, backbone) for name, (key, _) in PROBES.items()}
     heads = [*tables, *probes]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name in tables["image AUROC"]:
@@ -144,15 +146,13 @@ def port_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
     key, scale = QUANTITIES[quantity]
     ours = values_of(choose(rows, method="ReConPatch"), key)
     bugs = dict.fromkeys(row.varied["options.bug"] for row in rows if row.method == "ported")
-    found = {
-        bug: by_category(differences(values_of(choose(rows, method="ported", varied={"options.bug": bug}), key), ours)) for bug in bugs
-    }
-    places = list(dict.fromkeys(place for of_bug in found.values() for place in of_bug))
-    lines = ["| bug | " + " | ".join(f"{data} {category}" for data, category, _ in places) + " |", "|---|" + "---:|" * len(places)]
-    lines += [
-        f"| {bug} | " + " | ".join(spelled(of_bug[place], scale) if place in of_bug else "–" for place in places) + " |"
-        for bug, of_bug in found.items()
-    ]
+    apart = {bug: differences(values_of(choose(rows, method="ported", varied={"options.bug": bug}), key), ours) for bug in bugs}
+    places = list(dict.fromkeys(place for own in apart.values() for place in by_category(own)))
+    heads = ["all, over both", "all, over seeds", *(f"{data} {category}, over seeds" for data, category, _ in places)]
+    lines = ["| bug | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for bug, own in apart.items():
+        cells = [over_both(own), over_seeds(own), *(by_category(own)[place] for place in places)]
+        lines.append(f"| {bug} | " + " | ".join(spelled(one, scale) for one in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -177,14 +177,44 @@ def full_table(rows: Sequence[Row], *, whole: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
-FIRST = {("brick", seed) for seed in range(3)} | {("terminal", seed) for seed in range(3)}  # of "full": see grids/full.toml
+FIRST = {(category, seed) for category in ("brick", "terminal") for seed in range(3)}  # of "full": see grids/full.toml
 
 
 def added_table(rows: Sequence[Row]) -> str:
-    """Return, in Markdown, `full_table` of the cells alone that were added because of what the first ones showed."""
+    """Return, in Markdown, `full_table` of the cells alone that were added when the first ones had been looked at."""
     added = [row for row in rows if (row.category, row.seed) not in FIRST]
-    lead = "Only the cells that were added because of what the first ones (brick and terminal, seeds 0 to 2) showed:"
+    lead = (
+        "Only the cells that were added when the first ones (brick and terminal, seeds 0 to 2) had been looked at. Of brick and "
+        "terminal these are two seeds: their intervals, of one degree of freedom, are to be read as two numbers close together or not."
+    )
     return f"{lead}\n\n{full_table(added, whole=False)}"
+
+
+def quality_table(rows: Sequence[Row], quantity: str = "image AUROC") -> str:
+    """Return, in Markdown, what worse pictures change against clean ones, and by how much ReConPatch loses less, paired.
+
+    Args:
+        rows: of the grid "quality".
+        quantity: a key of `QUANTITIES`.
+    """
+    key, scale = QUANTITIES[quantity]
+    clean, *worse = dict.fromkeys(row.data for row in rows)
+    states = {PLAIN: ("PatchCore", None), UNTRAINED: ("ReConPatch", 0), "ReConPatch": ("ReConPatch", None)}
+
+    def values(data: str, name: str) -> dict[Key, float]:
+        method, epoch = states[name]
+        return {(clean, *place[1:]): value for place, value in values_of(choose(rows, method=method, epoch=epoch, data=data), key).items()}
+
+    rivals = [f"ReConPatch less {rival}, {over}" for rival in (PLAIN, UNTRAINED) for over in ("over both", "over seeds")]
+    lines = ["| pictures | " + " | ".join([*(f"{name}, over seeds" for name in states), *rivals]) + " |", "|---|" + "---:|" * (len(states) + 4)]
+    for data in worse:
+        lost = {name: differences(values(data, name), values(clean, name)) for name in states}
+        cells = [over_seeds(own) for own in lost.values()]
+        for rival in (PLAIN, UNTRAINED):
+            apart = differences(lost["ReConPatch"], lost[rival])
+            cells += [over_both(apart), over_seeds(apart)]
+        lines.append(f"| {data.removeprefix(f'{clean}, ')} | " + " | ".join(spelled(one, scale) for one in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 TOGETHER = "all backbones"  # what a mean over backbones, and an ensemble of them, is called in place of a backbone
@@ -249,8 +279,9 @@ def ensemble_means(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spelled(found: Interval, scale: float = 100, digits: int = 2) -> str:
-    """Return an interval as tables show it: mean [low, high], in bold where zero lies outside."""
+def spelled(found: Interval, scale: float = 100, digits: int | None = None) -> str:
+    """Return an interval as tables show it: mean [low, high], in bold where zero lies outside; points with two digits, others three."""
+    digits = digits or (2 if scale == 100 else 3)
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in (found.mean, found.low, found.high))
     text = mean if found.n == 1 else f"{mean} [{low}, {high}]"
     return f"**{text}**" if found.clear else text
@@ -271,8 +302,8 @@ def report(folder: str | Path) -> str:
     """Return all tables of the study in Markdown.
 
     Args:
-        folder: with `study.json`, `ports.json`, `full.json` and `ensemble.json`, as `rcp experiments … --collect` writes them; of
-            all but the first, what was not measured completely is said to be missing.
+        folder: with `study.json`, `ports.json`, `full.json`, `ensemble.json`, `ablations.json` and `quality.json`, as
+            `rcp experiments … --collect` writes them; of all but the first, what was not measured completely is said to be missing.
     """
     study, parts = _complete(folder, "study"), []
     for opponent in (UNTRAINED, PLAIN):
@@ -289,16 +320,23 @@ def report(folder: str | Path) -> str:
             parts += [f"### {SOURCES.get(data, data)}, {backbone}: means over categories ± standard deviation over seeds\n",
                       mean_table(study, data, backbone)]  # fmt: skip
     for name, title, tables in (
-        ("ports", "The ports' bugs: ReConPatch with one or with all, against ReConPatch without; Lite0, rate × 10, image AUROC, over seeds",
+        ("ports", "The ports' bugs: ReConPatch with one or with all, against ReConPatch without; Lite0, rate × 10, image AUROC",
          (port_table,)),
         ("full", "64 steps an epoch instead of 16 (Lite0): 120 epochs against untrained f, over seeds", (full_table, added_table)),
         ("ensemble", "Ensembles of Lite0, 1 and 2: means over three categories ± standard deviation over seeds, and paired differences",
          (ensemble_means, *(partial(ensemble_table, quantity=quantity) for quantity in QUANTITIES))),
+        ("quality", "Worse pictures, one draw of them, against clean ones (Lite0, synthetic categories): changes of image AUROC, points",
+         (quality_table,)),
     ):  # fmt: skip
         rows = _complete(folder, name)
         parts.append(f"### {title}\n")
         parts += [table(rows) for table in tables] if rows else [f"Not measured yet: `rcp experiments {name}`.\n"]
-    parts.append(f"All cells of the collected grids together took {_seconds(folder) / 3600:.1f} h of one worker, features not counted.\n")
+    hours = {name: seconds / 3600 for name, seconds in _seconds(folder).items()}
+    told = ", ".join(f"{name} {one:.1f}" for name, one in hours.items())
+    parts.append(
+        f"Hours of one worker with one thread that the cells took, features not counted, a cell of several grids in the first: {told}; "
+        f"together {sum(hours.values()):.1f}, so about {sum(hours.values()) / 2:.1f} hours with two workers on two cores.\n"
+    )
     return "\n".join(parts)
 
 
@@ -308,10 +346,17 @@ def _complete(folder: str | Path, name: str) -> list[Row]:
     return read_rows(path) if path.is_file() and not read_json(path)["missing"] else []
 
 
-def _seconds(folder: str | Path) -> float:
-    """What the cells took, each once, however many grids have it."""
-    contents = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
-    return sum({row["address"]: row["seconds"] for one in contents if "missing" in one for row in one["rows"]}.values())
+def _seconds(folder: str | Path) -> dict[str, float]:
+    """What the cells of each collected grid took; one that several grids have counts in the first."""
+    found, counted = {}, set()
+    for name in ("study", "ports", "full", "ensemble", "ablations", "quality"):
+        path = Path(folder) / f"{name}.json"
+        if not path.is_file():
+            continue
+        rows = {row["address"]: row["seconds"] for row in read_json(path)["rows"]}
+        found[name] = sum(seconds for address, seconds in rows.items() if address not in counted)
+        counted |= set(rows)
+    return found
 
 
 if __name__ == "__main__":

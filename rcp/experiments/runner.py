@@ -213,8 +213,8 @@ def run_grid(
         say: receives a line a cell, with the time left.
 
     Returns:
-        What is done, and what failed. A process that dies (say, for want of memory) is replaced; the cell that it was at has
-        failed, and the rest goes on.
+        What is done, and what failed. A process that dies (say, for want of memory) is replaced; a cell at which a second one dies
+        has failed, and the rest goes on.
 
     Raises:
         ValueError: if jobs is below 1.

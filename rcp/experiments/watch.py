@@ -17,6 +17,7 @@ from rcp.experiments.results import Results
 
 LOOK = 0.5  # seconds between two looks at what the workers have written
 
+
 @dataclass(frozen=True)
 class Group:
     """Cells that share features, with the addresses of their results."""

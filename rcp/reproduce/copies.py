@@ -33,7 +33,7 @@ def write(
     if not rest:
         return
     count, needed = sum(one[3] for one in rest), sum(one[4] for one in rest)
-    say(f"table{rest[0][0]}: {count:,} degraded copies of images, up to {size(needed)}, are written into {cells / 'degraded'}")
+    say(f"table{rest[0][0]}: {count:,} degraded copies of images, about {size(needed)}, are written into {cells / 'degraded'}")
     check_room(cells, needed)
     for place, (number, data, category, copies, _) in enumerate(rest, start=1):
         say(f"table{number}: [{place}/{len(rest)}] {category.name}, {data.sides}: {copies} images")

@@ -90,7 +90,7 @@ class Pace:
         self._measured: dict[tuple, float] = {}
 
     def seconds(self, trainings: Iterable[Training]) -> float:
-        """Return about how long some trainings take, with all jobs at work.
+        """Return about how long some trainings take at best: on the CPU, all jobs are taken for as fast as one; a GPU is one for all.
 
         The kind with most work is timed, for a moment; the others are counted at its pace by the work of their steps.
         """
@@ -101,7 +101,7 @@ class Pace:
         for one in trainings:
             kinds[_kind(one)] = kinds.get(_kind(one), 0.0) + one.steps * one.work
         heaviest = next(one for one in trainings if _kind(one) == max(kinds, key=kinds.get))
-        return sum(kinds.values()) / heaviest.work * self._step(heaviest) / self.jobs
+        return sum(kinds.values()) / heaviest.work * self._step(heaviest) / (self.jobs if self.device.type == "cpu" else 1)
 
     def _step(self, training: Training) -> float:
         if _kind(training) not in self._measured:
