@@ -158,7 +158,7 @@ def test_the_line_says_trainings_steps_batch_time_and_device(monkeypatch):
     found = trainings(5)
     assert told(found, None) == "135 trainings of 12.5 million steps in all, 784 patches a step"
     line = told(found, Pace(Machine("cpu"), jobs=2))
-    assert re.fullmatch(r"135 .* a step; these alone: about [\d,]+ h \([\d,]+ days\) on this machine \(cpu, 2 jobs\)", line)
+    assert re.fullmatch(r"135 .* a step: about [\d,]+ h \([\d,]+ days\) on this machine \(cpu, 2 jobs\); features, coreset and scoring come on top", line)
     assert told({}, None) == "nothing to train"
     few = {1: KIND, 2: replace(KIND, settings=replace(KIND.settings, batch_size=20))}
     assert told(few, None) == "2 trainings of 2,000 steps in all, 10 or 20 patches a step"

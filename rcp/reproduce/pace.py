@@ -143,7 +143,7 @@ def told(trainings: Mapping[tuple, Training], pace: Pace | None) -> str:
     if pace is None:
         return line
     jobs = f", {pace.jobs} jobs" if pace.jobs > 1 else ""
-    return f"{line}; these alone: about {spoken(pace.seconds(every))} on this machine ({pace.device}{jobs})"
+    return f"{line}: about {spoken(pace.seconds(every))} on this machine ({pace.device}{jobs}); features, coreset and scoring come on top"
 
 
 def spoken(seconds: float) -> str:
