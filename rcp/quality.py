@@ -98,14 +98,15 @@ def missing(category: Category, folder: str | Path, sides: str = "test") -> tupl
         category, folder, sides: as for `degrade`; nothing is read but names, sizes, its mark, and the head of one image a split.
 
     Returns:
-        None or all of them: what was killed on the way is written anew.
+        None or all of them, as what was killed on the way is written anew; bytes besides those of files that are there.
     """
     root = Path(folder) / category.name
     plans = [_plan(getattr(category, side), root) for side in SIDES[sides]]
     mark = read_json(root / RECIPE) if (root / RECIPE).is_file() else None
     if isinstance(mark, dict) and mark.get("made") and all(after.path.is_file() for plan in plans for after in plan.values()):
         return 0, 0
-    return sum(map(len, plans)), sum(_about_bytes(list(plan)) for plan in plans)
+    there = sum(after.path.stat().st_size for plan in plans for after in plan.values() if after.path.is_file())  # are replaced
+    return sum(map(len, plans)), max(0, sum(_about_bytes(list(plan)) for plan in plans) - there)
 
 
 def _about_bytes(samples: list[Sample]) -> int:
@@ -130,7 +131,9 @@ def check_room(folder: str | Path, needed: int) -> None:
         needed: bytes.
     """
     folder = Path(folder).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is None:
+        raise OSError(f"degraded copies of images cannot be written into {folder}: there is no such disk; name another folder")
     free = shutil.disk_usage(there).free
     if needed > free:
         raise OSError(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -165,6 +166,54 @@ def test_there_is_at_least_one_job(tmp_path, jobs):
 
 
 # Who is blamed
+
+
+class OnlyTheFirst:
+    """Stands for workers of which the first does its work, but not before the others have died at their start."""
+
+    made: list[OnlyTheFirst]
+    folder: Path
+
+    def __init__(self, *given):
+        self.made.append(self)
+        self.task, self.begun, self.good = None, False, len(self.made) == 1
+        self.pipe, self.theirs = multiprocessing.Pipe()
+        self.ears, self.process = (self.pipe,), SimpleNamespace(kill=lambda: None, join=lambda: None)
+        if not self.good:
+            self.theirs.close()
+        if len(self.made) == 1 + processes.STARTS:
+            self.made[0].finish()
+
+    def take(self, task):
+        self.task = task
+        if self.good:
+            self.theirs.send(processes.BEGUN)
+            if len(self.made) > processes.STARTS:
+                self.finish()
+
+    def finish(self):
+        for name in self.task.group.names:
+            done(Results(self.folder), name)
+        self.theirs.send(None)
+
+    def answer(self):
+        if not self.good:
+            raise ChildProcessError("the worker's process ended with status 1")
+        said = self.pipe.recv()
+        self.begun = said == processes.BEGUN
+        self.task = self.task if self.begun else None
+        return said
+
+
+def test_workers_that_die_at_their_start_do_not_end_those_that_work(root, tmp_path, monkeypatch):
+    data = (Data("painted", ("thing",)),)
+    groups = plan(grid(METHODS[:1], seeds=tuple(range(4)), data=data), {"painted": root}, tmp_path)
+    monkeypatch.setattr(OnlyTheFirst, "made", [], raising=False)
+    monkeypatch.setattr(OnlyTheFirst, "folder", tmp_path, raising=False)
+    monkeypatch.setattr(processes, "_Worker", OnlyTheFirst)
+    with Watcher(groups, Results(tmp_path)) as watcher:
+        processes.run_processes(watcher, print, 2)
+    assert watcher.outcome().complete and len(OnlyTheFirst.made) > processes.STARTS
 
 
 @pytest.fixture

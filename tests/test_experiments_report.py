@@ -125,3 +125,8 @@ def test_every_interval_in_the_prose_of_reproducibility_md_stands_in_its_tables(
     found = re.findall(r"[+-]\d+\.\d{2,3} \[[^\]]+\]", " ".join((before + after).split()))
     assert len(found) >= 10
     assert [one for one in found if one not in tables] == []
+
+
+def test_without_a_study_there_is_no_report(tmp_path):
+    with pytest.raises(ValueError, match="has no study.json in which every cell is measured"):
+        report(tmp_path)

@@ -40,19 +40,21 @@ def run_processes(watcher: Watcher, do: Callable[[Group], object], jobs: int) ->
     here, there = context.Pipe(duplex=False)
     queue = [Task(group) for group in spread(watcher.open_groups(), jobs)]
     workers: list[_Worker] = []
-    stillborn = 0
+    stillborn, last = 0, None
     with here, there:
         try:
             while queue or any(worker.task for worker in workers):
                 for worker in workers:
                     if queue and not worker.task:
                         worker.take(queue.pop(0))
-                while queue and len(workers) < jobs:
+                if stillborn >= STARTS and not any(worker.task for worker in workers):
+                    raise OSError(f"workers die before they have begun anything; of the last, {last}") from last
+                while queue and len(workers) < jobs and stillborn < STARTS:
                     workers.append(_Worker(context, here, do))
                     workers[-1].take(queue.pop(0))
-                ready = connection.wait([worker.pipe for worker in workers], timeout=LOOK)
+                ready = connection.wait([one for worker in workers for one in worker.ears], timeout=LOOK)
                 watcher.look()
-                for worker in [worker for worker in workers if worker.pipe in ready]:
+                for worker in [worker for worker in workers if not set(ready).isdisjoint(worker.ears)]:
                     task, begun = worker.task, worker.begun
                     try:
                         answer = worker.answer()
@@ -62,9 +64,7 @@ def run_processes(watcher: Watcher, do: Callable[[Group], object], jobs: int) ->
                             queue += blame.died(watcher, task, f"WorkerDied: {death}", lives=LIVES)
                         elif task:  # it had not come to it
                             queue.insert(0, task)
-                            stillborn += 1
-                            if stillborn == STARTS:
-                                raise OSError(f"workers die before they have begun anything; of the last, {death}") from death
+                            stillborn, last = stillborn + 1, death  # no others are started, unless one begins; who works goes on
                         continue
                     if answer == BEGUN:
                         stillborn = 0
@@ -92,6 +92,7 @@ class _Worker:
         with _deaf():
             self.process.start()
         theirs.close()  # the worker alone holds it now, so it closes when the worker dies
+        self.ears = (self.pipe, self.process.sentinel)  # both: on Windows the pipe of one that dies at its start stays open
 
     def take(self, task: Task) -> None:
         """Hand over a task; that a worker is dead is found when its answer is read."""
@@ -102,6 +103,8 @@ class _Worker:
     def answer(self) -> object:
         """Return what it says; a ChildProcessError tells how it ended."""
         try:
+            if not self.pipe.poll():  # the process has ended, and left nothing to read
+                raise EOFError
             said = self.pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             self.pipe.close()

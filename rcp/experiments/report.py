@@ -306,6 +306,8 @@ def report(folder: str | Path) -> str:
             `rcp experiments … --collect` writes them; of all but the first, what was not measured completely is said to be missing.
     """
     study, parts = _complete(folder, "study"), []
+    if not study:
+        raise ValueError(f"{folder} has no study.json in which every cell is measured: `rcp experiments study … --collect` makes it")
     for opponent in (UNTRAINED, PLAIN):
         for quantity, (_, scale) in QUANTITIES.items():
             unit = ", percentage points" if scale == 100 else ""

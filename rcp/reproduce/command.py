@@ -84,7 +84,10 @@ def reproduce(given: argparse.Namespace) -> int:
     sheets = _sheets(given.what, setup)
     check_named(setup, _used(sheets, figures, setup))
     categories = [datasets.find(root, name) for name in setup.categories]
-    _say_costs(sheets, figures, setup, categories, None if given.scheduler else Pace(where, given.jobs))
+    here = Pace(where) if figures or not given.scheduler else None  # figures are always computed on this machine
+    _say_costs(sheets, figures, setup, categories, here, Pace(where, given.jobs) if not given.scheduler else None)
+    if any((out / CELLS).glob("*.json")):
+        _say(f"counted as if nothing were there yet: what lies in {out / CELLS} is not measured again")
     copies.write(sheets, categories, root, out / CELLS, _say)
     known = Known()  # tables share images and backbones: they are hashed once
     plans = [plan(one.grid, {setup.data: root}, out / CELLS, known) for one in sheets]
@@ -225,7 +228,7 @@ def _sheets(what: list[str], setup: Setup) -> list[Sheet]:
 
 
 def _say_costs(
-    sheets: list[Sheet], figures: list[str], setup: Setup, categories: list[Category], pace: Pace | None
+    sheets: list[Sheet], figures: list[str], setup: Setup, categories: list[Category], here: Pace | None, pace: Pace | None
 ) -> None:
     images = {one.name: (len(one.train), len(one.test)) for one in categories}
     check_images(setup.data, images)
@@ -238,7 +241,7 @@ def _say_costs(
     if figures:
         grid = grid_of(setup.preset(pictures.PRESET).features[0], loaded)  # weights that cannot be had are told now
         own = pictures.trainings(figures, setup, images, grid)
-        _say(f"{', '.join(figures)}: {told(own, pace)}")
+        _say(f"{', '.join(figures)}: {told(own, here)}")
         every |= own
     if len(sheets) + bool(figures) > 1:
         _say(f"all of it, with what is shared counted once: {told(every, pace)}")
