@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def test_one_category_or_one_seed_has_a_mean_and_no_interval(rows):
 
 def test_tables_say_what_was_measured(rows):
     text = lesson.study_table(rows, lesson.UNTRAINED)
+    assert re.search(r"\| \*?\*?[+−]\d\.\d{3} \[[^|]* \|$", text.splitlines()[-1])  # d' has three digits
+    assert re.search(r"\| \*?\*?[+−]\d\.\d{2} \[", text.splitlines()[-1])
     line = next(line for line in text.splitlines() if line.startswith("| whitening |"))
     found = over_both(lesson.gains(rows, "whitening", lesson.UNTRAINED, "image_auroc"))
     assert found.clear and f"| **{lesson.shown(found)}** |" in line

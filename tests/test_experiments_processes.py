@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -139,6 +140,8 @@ def test_a_cell_that_kills_its_worker_is_recorded_and_the_rest_goes_on(reference
     assert [part.cells[0].method for part in parts] == ["deadly", "odd", "odd", "PatchCore", "PatchCore"]
     monkeypatch.setattr(processes, "spread", lambda groups, jobs: parts)
     monkeypatch.setattr(runner, "work", deadly_work)
+    deaths, died = [], blame.died
+    monkeypatch.setattr(blame, "died", lambda *given, **more: deaths.append(given[2]) or died(*given, **more))
     options = ["--data", f"painted={root}", "--out", str(out), "--device", "cpu", "--threads", "1", "--jobs", "2"]
     assert main(["experiments", str(path), *options]) == 3
     deadly, *odd = (part.names[0] for part in parts[:3])
@@ -149,6 +152,27 @@ def test_a_cell_that_kills_its_worker_is_recorded_and_the_rest_goes_on(reference
     assert {Results(out).error(name) for name in odd} == {"AssertionError: nobody catches this"}
     told, err = capsys.readouterr()
     assert "2 results in" in told and err.count("FAILED: WorkerDied") == 1 and "[5/5]" in err
+    assert len(deaths) == 2  # it was tried again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file descriptors")
+def test_a_worker_that_ends_is_heard_of_even_if_its_pipe_stays_open(monkeypatch):
+    """As on Windows, where a handle of one that dies at its start stays with the run."""
+    monkeypatch.setattr(processes, "_serve", print)  # a process that says something and ends
+    context, kept = multiprocessing.get_context("spawn"), []
+
+    def pipe():
+        ours, theirs = context.Pipe()
+        kept.append(os.dup(theirs.fileno()))
+        return ours, theirs
+
+    here, there = context.Pipe(duplex=False)
+    with here, there:
+        worker = processes._Worker(SimpleNamespace(Pipe=pipe, Process=context.Process), here, print)
+        assert multiprocessing.connection.wait(worker.ears, timeout=60) == [worker.process.sentinel]
+        with pytest.raises(ChildProcessError, match="ended with status 0"):
+            worker.answer()
+    os.close(kept[0])
 
 
 def test_workers_that_die_before_they_begin_are_no_fault_of_a_cell(root, tmp_path, monkeypatch):

@@ -419,8 +419,17 @@ def test_what_is_missing_is_counted_and_its_bytes_are_about_right_and_not_too_fe
         mark.write_text(json.dumps(json.loads(kept) | {"made": None}), encoding="utf-8")  # killed: all are written anew
         assert missing(source, tmp_path / "both", "both")[0] == count
         mark.write_text(kept, encoding="utf-8")
+        lost = splits[0][0].path.stat().st_size
         splits[0][0].path.unlink()
-        assert missing(source, tmp_path / "both", "both")[0] == count
+        again, more = missing(source, tmp_path / "both", "both")
+        images = sum(sample.path.stat().st_size for split in splits for sample in split if sample.path.is_file())
+        assert again == count and more == max(0, most - images) < most and lost > 0  # what is there is replaced
+
+
+def test_a_disk_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(room.Path, "exists", lambda path: False)
+    with pytest.raises(OSError, match="there is no such disk; name another folder"):
+        room.check_room(tmp_path, 1)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(category, tmp_path, monkeypatch):

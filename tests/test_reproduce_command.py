@@ -43,13 +43,15 @@ def test_a_table_is_measured_to_the_end_and_a_second_run_does_nothing_twice(litt
     assert len(first) == 2 * 3 * 2  # categories, features, methods
     texts = {name: (tmp_path / f"table3{name}").read_text(encoding="utf-8") for name in (".md", ".csv", ".tex", ".json")}
     assert "a drawn miniature of MVTec AD, 2 of 15 categories (bottle, carpet)" in texts[".md"]
-    assert "12 cells that share 6 sets of features" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "12 cells that share 6 sets of features" in told and "counted as if" not in told
 
     def never(*_, **__):
         raise AssertionError("a cell was measured twice")
 
     monkeypatch.setattr("rcp.experiments.runner.measure", never)
     assert command.reproduce(parsed(*line)) == 0
+    assert "counted as if nothing were there yet: what lies in " in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")} == first
     assert all((tmp_path / f"table3{name}").read_text(encoding="utf-8") == text for name, text in texts.items())
 
@@ -97,6 +99,15 @@ def test_tables_1_2_3_4_and_6_come_to_their_end_with_every_line_measured(little,
     assert "16 degraded copies of images, about" in told and "[3/3] bottle, both: 8 images" in told
     assert "all of it, with what is shared counted once: " in told
     assert "one draw (seed 0), the same for all seeds" in (tmp_path / "table4.md").read_text(encoding="utf-8")
+
+
+def test_figures_are_counted_on_this_machine_even_if_a_cluster_does_the_tables(mini, tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(command, "Pace", lambda where, jobs=1: made.append(where.device))
+    monkeypatch.setattr(command.pictures, "draw", lambda *given, **more: command.pictures.Drawn((), {}))
+    line = ("figure4", "--data", "mvtec", str(mini), "--quick", "--out", str(tmp_path), "--device", "cpu")
+    assert command.reproduce(parsed(*line, "--scheduler", "tcp://host:8786")) == 0
+    assert made == ["cpu"]
 
 
 def test_all_takes_what_fits_and_says_what_it_left_out(capsys):
