@@ -24,6 +24,7 @@ from rcp import progress
 from rcp.backbones import load_backbone
 from rcp.data import Split
 from rcp.images import Geometry, ImageError, stream
+from rcp.levels import join_levels, neighbourhood_average, neighbourhood_pool
 from rcp.store import MemoryLimit, Store
 
 Images = Split | Sequence[str | Path]
@@ -171,52 +172,6 @@ def choose_device(wish: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def neighbourhood_average(maps: Tensor, patch_size: int = 3) -> Tensor:
-    """Return the mean of the s×s neighbourhood of every position; stride 1, padded with zeros as in PatchCore.
-
-    Args:
-        maps: (B, C, H, W).
-        patch_size: s, odd.
-
-    Returns:
-        (B, C, H, W).
-    """
-    return F.avg_pool2d(maps, patch_size, stride=1, padding=patch_size // 2)
-
-
-def neighbourhood_pool(maps: Tensor, patch_size: int, width: int) -> Tensor:
-    """Return every position's flattened s×s neighbourhood, brought to `width` numbers by adaptive average pooling.
-
-    Args:
-        maps: (B, C, H, W).
-        patch_size: s, odd.
-        width: numbers a position.
-
-    Returns:
-        (B, width, H, W).
-
-    Source: the first of the two poolings of PatchCore's published code (section 3.1 of the paper).
-    """
-    b, _, h, w = maps.shape
-    flat = F.unfold(maps, patch_size, padding=patch_size // 2)  # (B, C·s·s, H·W)
-    pooled = F.adaptive_avg_pool1d(flat.transpose(1, 2), width)  # (B, H·W, width)
-    return pooled.transpose(1, 2).reshape(b, width, h, w)
-
-
-def join_levels(levels: Sequence[Tensor]) -> Tensor:
-    """Return the levels joined on the first (finest) level's grid; the others are brought to it bilinearly.
-
-    Args:
-        levels: (B, C_l, H_l, W_l) each.
-
-    Returns:
-        (B, H_1, W_1, ΣC_l).
-    """
-    grid = levels[0].shape[-2:]
-    same = [m if m.shape[-2:] == grid else F.interpolate(m, grid, mode="bilinear") for m in levels]
-    return torch.cat(same, 1).permute(0, 2, 3, 1)
-
-
 class PatchExtractor:
     """A frozen backbone that turns image files into patch features, batch by batch."""
 
@@ -274,6 +229,28 @@ class PatchExtractor:
         stride = self.backbone.strides[0]
         return -(-h // stride), -(-w // stride)
 
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return images as the network takes them: (B, 3, h, w) uint8 or float in [0, 255] → float32 on the device."""
+        x = pixels.to(self.device, non_blocking=True).float()
+        return (x * self._scale - self._shift).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
+
+    @torch.no_grad()
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Return the network's feature maps of images that are resized and cropped already, without gradient.
+
+        Args:
+            pixels: (B, 3, h, w) uint8, RGB.
+
+        Returns:
+            Per level (B, C_l, H_l, W_l) float32 on the extractor's device.
+        """
+        x = self.normalised(pixels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            maps = self.model(x)
+        if self.backbone.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return [m.float() for m in maps]
+
     @torch.inference_mode()
     def patches(self, pixels: Tensor) -> Tensor:
         """Return the patch features of images that are resized and cropped already.
@@ -287,13 +264,7 @@ class PatchExtractor:
         Raises:
             ValueError: if a feature is too large for float16.
         """
-        x = pixels.to(self.device, non_blocking=True).float()
-        x = (x * self._scale - self._shift).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            maps = self.model(x)
-        if self.backbone.channels_last:
-            maps = [m.permute(0, 3, 1, 2) for m in maps]
-        maps, s = [m.float() for m in maps], self.settings.patch_size  # (B, C_l, H_l, W_l)
+        maps, s = self.maps(pixels), self.settings.patch_size  # (B, C_l, H_l, W_l)
         if self.settings.merge == "concat":
             return self._rounded(join_levels([neighbourhood_average(m, s) for m in maps]))
         joined = join_levels([neighbourhood_pool(m, s, self.settings.pooled_width) for m in maps])

@@ -1,29 +1,28 @@
 """What PatchCore and ReConPatch share: features → (embedding) → coreset → memory → scores, and their files.
 
-A detector is the only thing here that holds state. Everything it does is a call to a stage function of another room.
+A detector is the only thing here that holds state. Everything it does is a call to a stage function of another room. What
+detectors without a memory of patches have, too, is in `rcp.detectors.face`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from rcp.calibration import Calibration, fold_of
 from rcp.coreset import Coreset, greedy_coreset, projection_matrix
-from rcp.features import FeatureSettings, Images, PatchExtractor, PatchFeatures, paths_of
+from rcp.detectors.face import Batches, Detector
+from rcp.features import FeatureSettings, Images, PatchFeatures, paths_of
 from rcp.memory import SEARCHES, MemoryBank
-from rcp.modelfile import ModelFile, read_model, write_model
+from rcp.modelfile import ModelFile
 from rcp.partitioned import partitioned_coreset
-from rcp.scoring import REWEIGHTS, Scores, Threshold, score_images, threshold
+from rcp.scoring import REWEIGHTS, score_images
 from rcp.store import MemoryLimit
-from rcp.timing import Stopwatch
 
 CHUNK = 16384  # rows that are embedded at a time
 
@@ -69,10 +68,10 @@ class BankSettings:
             raise ValueError(f"smoothing must not be negative, got {self.smoothing}")
 
 
-class BankDetector:
+class BankDetector(Detector):
     """A memory of normal patches. Subclasses say what is learned and how rows are embedded."""
 
-    kind: ClassVar[str]
+    missing = "memory"
 
     def __init__(
         self,
@@ -87,19 +86,10 @@ class BankDetector:
     ):
         if reweight not in REWEIGHTS:
             raise ValueError(f"reweight must be one of {', '.join(REWEIGHTS)}, got {reweight!r}")
-        self.features, self.bank = features, bank
-        self.reweight, self.squared, self.seed = reweight, squared, seed
-        self.device, self.limit = device, limit
+        super().__init__(features, seed=seed, device=device, limit=limit, smoothing=bank.smoothing)
+        self.bank, self.reweight, self.squared = bank, reweight, squared
         self.memory: MemoryBank | None = None
         self.coreset: Coreset | None = None
-        self.calibration: Calibration | None = None
-        self.fitted_on: dict = {}
-        self.stopwatch = Stopwatch()
-
-    @cached_property
-    def extractor(self) -> PatchExtractor:
-        """The frozen backbone, loaded when it is first needed."""
-        return PatchExtractor(self.features, device=self.device)
 
     def fit(self, images: Images | PatchFeatures, *, on_error: str = "raise") -> Self:
         """Learn what normal looks like.
@@ -136,138 +126,14 @@ class BankDetector:
         }
         return self
 
-    def score(self, images: Images | PatchFeatures, *, on_error: str = "raise") -> Scores:
-        """Return how anomalous images are: image scores and maps.
-
-        Args:
-            images: a split, paths, or `PatchFeatures`; files are streamed, their features are not kept.
-            on_error: "raise", or "skip" to leave unreadable files out.
-
-        Returns:
-            `Scores`.
-
-        Raises:
-            RuntimeError: before `fit` or `load`.
-            ValueError: if the features were made with other settings.
-            ImageError: for a file that cannot be read.
-        """
-        memory = self._fitted()
-        skipped: list[tuple[Path, str]] = []
-        parts, indices, sizes = [], [], []
-        with self.stopwatch("scoring"):
-            for values, where, size in self._batches(images, on_error, skipped):
-                embedded = self.embed(values.flatten(0, 2)).unflatten(0, values.shape[:3])  # (b, H, W, D)
-                parts.append([t.cpu() for t in self._scored(embedded, memory)])
-                indices += where
-                sizes += size
-        if not parts:
-            raise ValueError(f"none of the images could be read; the first, {skipped[0][0]}: {skipped[0][1]}")
-        image, grid = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Scores(image, grid, indices, sizes, skipped, self.features.geometry, self.bank.smoothing, self.unit)
-
     @property
     def unit(self) -> str:
         """What a score counts, for the axes of figures."""
         return ("squared L2 distance" if self.squared else "L2 distance") + (", Eq. 10" if self.reweight == "patch" else "")
 
-    def threshold(self, false_alarm_rate: float = 0.05) -> Threshold:
-        """Return the limit on image scores, from held-out normal images.
-
-        Args:
-            false_alarm_rate: the share of normal images that may be called anomalous.
-
-        Returns:
-            A `rcp.scoring.Threshold`.
-
-        Raises:
-            RuntimeError: if the detector is not fitted, or was fitted without calibration.
-            ValueError: if there were too few images for the rate.
-        """
-        return threshold(self.normal_scores().image_scores, false_alarm_rate)
-
-    def normal_scores(self) -> Calibration:
-        """Return what held-out normal images scored (`rcp.calibration`); a RuntimeError if that was not measured."""
-        self._fitted()
-        if self.calibration is None:
-            raise RuntimeError(
-                "this detector has no held-out normal scores: fit it with folds >= 2 on at least two images"
-            )
-        return self.calibration
-
-    def colour_limits(self) -> tuple[float, float] | None:
-        """Return the ends of the one colour scale for maps, from held-out normals; None without calibration."""
-        return self.calibration.colour_limits() if self.calibration else None
-
-    def save(self, path: str | Path) -> Path:
-        """Write the detector into a folder, as JSON and safetensors; the backbone's weights stay outside, by hash.
-
-        Args:
-            path: the folder; made if it is missing, an older detector in it is replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            RuntimeError: before `fit`.
-        """
-        tensors = {"memory": self._fitted().rows} | self._tensors()
-        if self.coreset is not None:
-            tensors |= {"coreset_indices": self.coreset.indices, "coreset_radii": self.coreset.radii}
-        if self.calibration is not None:
-            tensors |= self.calibration.tensors()
-        return write_model(path, ModelFile(
-            kind=self.kind,
-            settings=self.settings() | self._learned(),
-            backbone=self.backbone_record(),
-            fitted_on=self.fitted_on | {"coreset_dimension": self.coreset.dimension if self.coreset else None},
-            tensors=tensors,
-        ))  # fmt: skip
-
     def settings(self) -> dict:
         """Return all settings as plain data, for result and model files."""
         return self._settings() | {"features": asdict(self.features), "bank": asdict(self.bank), "seed": self.seed}
-
-    def backbone_record(self) -> dict[str, str]:
-        """Return which weights the features came from: tag, source and hash."""
-        backbone = self.extractor.backbone
-        return {"tag": backbone.tag, "source": backbone.source, "sha256": backbone.sha256}
-
-    @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", weights: str | None = None) -> Self:
-        """Return the detector that `save` wrote.
-
-        Args:
-            path: the folder.
-            device: where to compute.
-            weights: the backbone's local weight file, if it lies elsewhere now.
-
-        Returns:
-            The detector, ready to score.
-
-        Raises:
-            FileNotFoundError: if there is no detector in the folder.
-            ValueError: if the file is damaged, of another schema or kind, or the backbone's weights differ.
-            WeightsError: if the backbone's weights cannot be had.
-        """
-        file = read_model(path, kind=cls.kind)
-        try:
-            features = FeatureSettings(**file.settings["features"])
-            if weights is not None:
-                features = replace(features, weights=weights)
-            detector = cls._from_settings(file.settings, features, BankSettings(**file.settings["bank"]), device)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{path}: the settings do not fit this version of rcp ({error}): fit again") from error
-        file.check_backbone(detector.backbone_record())
-        file.check_width("memory", detector.output_width)
-        where = detector.extractor.device
-        detector.memory = MemoryBank(file.tensors["memory"].to(where), detector.bank.search)
-        if "coreset_indices" in file.tensors:
-            dimension = file.fitted_on.pop("coreset_dimension")
-            detector.coreset = Coreset(file.tensors["coreset_indices"], file.tensors["coreset_radii"], dimension)
-        detector.calibration = Calibration.from_tensors(file.tensors)
-        detector.fitted_on = file.fitted_on
-        detector._restore(file)
-        return detector
 
     # What a subclass says of itself
 
@@ -287,10 +153,6 @@ class BankDetector:
         """The subclass's own settings, for the file."""
         raise NotImplementedError
 
-    def _learned(self) -> dict:
-        """What `fit` left besides tensors, for the model's file."""
-        return {}
-
     def _tensors(self) -> dict[str, Tensor]:
         """The subclass's own tensors, for the file."""
         return {}
@@ -301,6 +163,39 @@ class BankDetector:
     @classmethod
     def _from_settings(cls, settings: dict, features: FeatureSettings, bank: BankSettings, device: str) -> Self:
         raise NotImplementedError
+
+    # What the face asks for
+
+    def _is_fitted(self) -> bool:
+        return self.memory is not None
+
+    @property
+    def _way_to_calibrate(self) -> str:
+        return "fit it with folds >= 2 on at least two images"
+
+    def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._scored(self.embed(values.flatten(0, 2)).unflatten(0, values.shape[:3]), self.memory)  # (b, H, W, D)
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {"memory": self.memory.rows} | self._tensors()
+        if self.coreset is not None:
+            tensors |= {"coreset_indices": self.coreset.indices, "coreset_radii": self.coreset.radii}
+        return tensors
+
+    def _fitted_record(self) -> dict:
+        return self.fitted_on | {"coreset_dimension": self.coreset.dimension if self.coreset else None}
+
+    def _take(self, file: ModelFile) -> None:
+        file.check_width("memory", self.output_width)
+        self.memory = MemoryBank(file.tensors["memory"].to(self.extractor.device), self.bank.search)
+        if "coreset_indices" in file.tensors:
+            dimension = file.fitted_on.pop("coreset_dimension")
+            self.coreset = Coreset(file.tensors["coreset_indices"], file.tensors["coreset_radii"], dimension)
+        self._restore(file)
+
+    @classmethod
+    def _made(cls, settings: dict, features: FeatureSettings, device: str) -> Self:
+        return cls._from_settings(settings, features, BankSettings(**settings["bank"]), device)
 
     # The stages
 
@@ -377,9 +272,7 @@ class BankDetector:
             embedded, memory, reweight=self.reweight, neighbours=self.bank.neighbours, squared=self.squared
         )
 
-    def _batches(
-        self, images: Images | PatchFeatures, on_error: str, skipped: list[tuple[Path, str]]
-    ) -> Iterator[tuple[Tensor, Sequence[int], Sequence[tuple[int, int]]]]:
+    def _batches(self, images: Images | PatchFeatures, on_error: str, skipped: list[tuple[Path, str]]) -> Batches:
         if isinstance(images, PatchFeatures):
             features, size = self._own(images), self.extractor.batch_size
             skipped += features.skipped
@@ -389,8 +282,3 @@ class BankDetector:
         else:
             for batch in self.extractor.stream(paths_of(images), on_error=on_error, skipped=skipped):
                 yield batch.values, batch.indices, batch.sizes
-
-    def _fitted(self) -> MemoryBank:
-        if self.memory is None:
-            raise RuntimeError(f"this {type(self).__name__} has no memory yet: call fit(images) or load(folder) first")
-        return self.memory
