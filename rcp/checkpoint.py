@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcp.adamp import AdamP
 from rcp.files import read_tensors, write_tensors
 
 SCHEMA = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamP keeps for each parameter, besides its step count
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what they keep for each parameter, besides its step count
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TrainingState:
 
     Attributes:
         model: the module in training.
-        optimizer: AdamP over some of its parameters.
+        optimizer: AdamP, Adam or AdamW over some of its parameters.
         generator: draws the batches.
         identity: settings and seed; a checkpoint of others is refused.
         rows: the training features; a checkpoint of others is refused.
@@ -76,7 +77,9 @@ def read_state(path: str | Path, state: TrainingState) -> list[dict[str, Any]]:
     state.generator.set_state(tensors["generator"])
     for index, (parameter, steps) in enumerate(zip(_parameters(state.optimizer), header["steps"], strict=True)):
         moments = {name: tensors[f"optimizer.{index}.{name}"].to(parameter.device) for name in MOMENTS}
-        state.optimizer.state[parameter] = moments | {"step": steps}
+        # AdamP counts steps in a number, torch's own optimizers in a tensor.
+        own = steps if isinstance(state.optimizer, AdamP) else torch.tensor(float(steps))
+        state.optimizer.state[parameter] = moments | {"step": own}
     return header["history"]
 
 
