@@ -22,9 +22,10 @@ import numpy as np
 
 from rcp import metrics, progress
 from rcp.data import Split
-from rcp.detectors import BankDetector, Ensemble
+from rcp.detectors import Detector, Ensemble
 from rcp.features import PatchFeatures
 from rcp.images import read_mask
+from rcp.pixels import Pixels
 from rcp.scoring import Scores, Threshold
 
 PROTOCOLS = ("crop", "original")
@@ -77,10 +78,10 @@ class Result:
 
 
 def evaluate(
-    detector: BankDetector | Ensemble,
+    detector: Detector | Ensemble,
     test: Split,
     *,
-    features: PatchFeatures | Sequence[PatchFeatures] | None = None,
+    features: PatchFeatures | Pixels | Sequence[PatchFeatures] | None = None,
     protocol: str = "crop",
     false_alarm_rate: float = 0.05,
     on_error: str = "raise",
@@ -90,8 +91,8 @@ def evaluate(
     Args:
         detector: fitted.
         test: a split with labels, and masks if pixel metrics are wanted.
-        features: the split's features, if they are at hand already (of all its images, in its order); for an ensemble one
-            for each member.
+        features: what the detector looks at, if it is at hand already (`PatchFeatures`, or `Pixels`; of all the split's
+            images, in its order); for an ensemble one for each member.
         protocol: "crop" or "original", see the module.
         false_alarm_rate: for the verdict.
         on_error: "raise", or "skip" to leave unreadable images out (listed in `scores.skipped`).
@@ -107,7 +108,7 @@ def evaluate(
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if len(test) == 0:
         raise ValueError(f"the test split of {test.root} is empty: there is nothing to evaluate")
-    given = [features] if isinstance(features, PatchFeatures) else features or []
+    given = [features] if isinstance(features, (PatchFeatures, Pixels)) else features or []
     if any(one.paths != test.paths for one in given):
         raise ValueError(f"these features belong to other images than the test split of {test.root}")
     scores = detector.score(features if features is not None else test, on_error=on_error)
@@ -150,7 +151,7 @@ def _unseen_share(scores: Scores) -> float:
     return 1 - seen / total
 
 
-def _verdict(detector: BankDetector | Ensemble, labels: np.ndarray, scores: Scores, rate: float) -> Verdict | None:
+def _verdict(detector: Detector | Ensemble, labels: np.ndarray, scores: Scores, rate: float) -> Verdict | None:
     try:
         limit = detector.threshold(rate)
     except RuntimeError:  # fitted without calibration, as wished

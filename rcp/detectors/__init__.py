@@ -6,16 +6,19 @@ from pathlib import Path
 
 from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.detectors.ensemble import Ensemble
+from rcp.detectors.face import Detector
 from rcp.detectors.patchcore import PatchCore
+from rcp.detectors.pixel import PixelDetector
 from rcp.detectors.reconpatch import ReConPatch
 from rcp.detectors.reduced import ReducedPatchCore
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
 KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore)}
+SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 
 
-def load(path: str | Path, *, device: str = "auto", weights: str | None = None) -> BankDetector | Ensemble:
+def load(path: str | Path, *, device: str = "auto", weights: str | None = None) -> Detector | Ensemble:
     """Return whatever detector a folder holds.
 
     Args:
@@ -39,4 +42,5 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["BankDetector", "BankSettings", "Ensemble", "PatchCore", "ReConPatch", "ReducedPatchCore", "Scores", "load"]
+__all__ = ["BankDetector", "BankSettings", "Detector", "Ensemble", "PatchCore", "PixelDetector", "ReConPatch",
+           "ReducedPatchCore", "Scores", "load"]  # fmt: skip
