@@ -7,7 +7,7 @@ A system's own file says which levels of the backbone it takes (`levels`), what 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -64,6 +64,11 @@ class PixelDetector(Detector):
     def features_of(cls, backbone: str) -> FeatureSettings:
         """Return the features that a backbone's name stands for: the system's levels, each position by itself."""
         return FeatureSettings(backbone, levels=cls.levels, patch_size=1)
+
+    @classmethod
+    def options_of(cls, plain: Mapping[str, Any]) -> Any:
+        """Return the system's `Options` from plain data, such as JSON or TOML makes: lists become tuples."""
+        return cls.Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
     def fit(self, images: Images | Pixels, *, on_error: str = "raise") -> Self:
         """Learn what normal looks like.
@@ -143,7 +148,7 @@ class PixelDetector(Detector):
 
     @classmethod
     def _made(cls, settings: dict, features: FeatureSettings, device: str) -> Self:
-        return cls(features, options=cls.Options(**settings["options"]), seed=settings["seed"], device=device)
+        return cls(features, options=cls.options_of(settings["options"]), seed=settings["seed"], device=device)
 
     @property
     def _way_to_calibrate(self) -> str:

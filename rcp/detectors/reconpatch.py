@@ -103,6 +103,11 @@ class ReConPatch(BankDetector):
         )
         self.weight = head.f.weight.detach()
 
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs were run: Ctrl-C may have cut the training short."""
+        return len(self.history) >= self.training.epochs
+
     @torch.inference_mode()
     def embed(self, rows: Tensor) -> Tensor:
         """Return f(p): (n, C) → (n, dimension)."""

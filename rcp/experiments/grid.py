@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rcp.detectors import BankSettings
+from rcp.detectors import SYSTEMS, BankSettings
 from rcp.detectors.patchcore import VARIANTS
 from rcp.detectors.reduced import METHODS
 from rcp.evaluation import PROTOCOLS
@@ -30,7 +30,7 @@ OPTIONS = {  # detector → what it can be told besides features, bank and train
     "reduced": {"method": "pca", "dimension": 512, "reweight": "off"},
     "reconpatch": {"reweight": "patch"},
     "ported": {"bug": None, "reweight": "patch"},
-}
+} | {kind: asdict(system.Options()) for kind, system in SYSTEMS.items()}
 TRAINED = ("reconpatch", "ported")
 CHOICES = {"variant": tuple(VARIANTS), "method": METHODS, "reweight": REWEIGHTS, "bug": (None, *BUGS)}
 
@@ -81,7 +81,8 @@ class Method:
 
     Attributes:
         name: what tables show.
-        detector: "patchcore", "reduced", "reconpatch", "ported", or "ensemble".
+        detector: "patchcore", "reduced", "reconpatch", "ported", one of the other systems (`rcp.detectors.SYSTEMS`), or
+            "ensemble".
         features, bank, training: fields that differ from the grid's.
         options: of the detector, see `OPTIONS`; of an ensemble: `member`, a detector, and its options.
         vary: "training.alpha" and the like → the values that it takes; several are combined.
@@ -134,6 +135,11 @@ class Cell:
     snapshots: tuple[int, ...]
     seed: int
     protocol: str
+
+    @property
+    def looks_at_pixels(self) -> bool:
+        """Whether the detector is one of the other systems, which take images, or one that takes patch features."""
+        return self.detector in SYSTEMS
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result besides data and weights, as plain data."""
@@ -240,11 +246,12 @@ class Grid:
                 if name in CHOICES and value not in CHOICES[name]:
                     raise ValueError(f"{name} must be one of {', '.join(map(str, CHOICES[name]))}, got {value!r}")
             bases = [self.backbones[name] for name in (method.members or (backbone,))]
-            features = tuple(replace(base, **given["features"]) for base in bases)
+            own = {"levels": SYSTEMS[detector].levels, "patch_size": 1} if detector in SYSTEMS else {}
+            features = tuple(replace(base, **own | given["features"]) for base in bases)
             if detector == "patchcore":  # its variant decides how levels are merged
                 features = tuple(replace(one, merge=VARIANTS[given["options"]["variant"]][0]) for one in features)
             training = TrainSettings(**given["training"]) if detector in TRAINED else None
-            bank = BankSettings(**given["bank"])
+            bank = BankSettings(folds=0) if detector in SYSTEMS else BankSettings(**given["bank"])
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"method {method.name!r}: {error}") from error
         varied = {key: given[key.split(".")[0]][key.split(".")[1]] for key in varied}
@@ -259,8 +266,11 @@ class Grid:
 def _exact(detector: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The settings of a cell, each number in the type that it has there."""
     made = {"features": FeatureSettings, "bank": BankSettings, "training": TrainSettings}
+    found = {part: exact(kind, given[part]) for part, kind in made.items()}
+    if detector in SYSTEMS:
+        return found | {"options": asdict(SYSTEMS[detector].options_of(exact(SYSTEMS[detector].Options, given["options"])))}
     usual = {name: {type(value)} for name, value in OPTIONS[detector].items()}
-    return {part: exact(kind, given[part]) for part, kind in made.items()} | {"options": exact_by(usual, given["options"])}
+    return found | {"options": exact_by(usual, given["options"])}
 
 
 def _check_seeds(seeds: Sequence[int], where: str) -> None:
@@ -304,7 +314,9 @@ def _check_method(grid: Grid, method: Method) -> None:
             known = ", ".join(sorted(parts[part])) if part in parts else ", ".join(parts)
             raise ValueError(f"{where}: there is no {part}.{name} for {detector}; known: {known}")
     if detector not in TRAINED and (method.training or method.snapshots or any(p == "training" for p, _ in asked)):
-        raise ValueError(f"{where}: {detector} does not train, so training and snapshots have no effect")
+        raise ValueError(f"{where}: {detector} does not train f, so training and snapshots have no effect")
+    if detector in SYSTEMS and (method.members or method.bank or any(p == "bank" for p, _ in asked)):
+        raise ValueError(f"{where}: {detector} has no memory of patches, so bank has no effect, and it joins no ensemble")
     for what, names, known in (
         ("backbones", (*(method.backbones or ()), *method.members), grid.backbones),
         ("data", method.data or (), list(dict.fromkeys(name for data in grid.data for name in (data.name, data.label)))),

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from rcp import metrics
 from rcp.data import Category
-from rcp.detectors import BankDetector, Ensemble, PatchCore, ReConPatch
+from rcp.detectors import SYSTEMS, BankDetector, Detector, Ensemble, PatchCore, ReConPatch
 from rcp.detectors.reduced import ReducedPatchCore
 from rcp.evaluation import METRICS, Result, evaluate
 from rcp.experiments.grid import Cell
 from rcp.features import PatchExtractor, PatchFeatures
 from rcp.head import EpochEnd, EpochRecord
+from rcp.pixels import Pixels
 from rcp.ports import PortedReConPatch
 from rcp.probes import effective_rank, position_probe, position_share
 from rcp.store import MemoryLimit
@@ -87,15 +88,15 @@ class Material:
     Attributes:
         category: the data.
         extractors: loaded backbones.
-        train, test: features of both splits.
+        train, test: features of both splits; for the other systems their `Pixels`.
         limit: a bound on memory.
         trainings: what cells have trained on it, for the next ones.
     """
 
     category: Category
     extractors: Sequence[PatchExtractor]
-    train: Sequence[PatchFeatures]
-    test: Sequence[PatchFeatures]
+    train: Sequence[PatchFeatures | Pixels]
+    test: Sequence[PatchFeatures | Pixels]
     limit: MemoryLimit = MemoryLimit()
     trainings: Trainings = field(default_factory=Trainings, repr=False, compare=False)
 
@@ -117,13 +118,27 @@ def measure(cell: Cell, material: Material) -> dict[str, Any]:
         KeyboardInterrupt: if the training was interrupted: no result must claim epochs that were not run.
     """
     started = time.perf_counter()
-    if len(cell.features) > 1:
+    if cell.looks_at_pixels:
+        found = _system(cell, material)
+    elif len(cell.features) > 1:
         found = _state(_ensemble(cell, material), material, cell)
     elif cell.training is not None:
         found = _trained(cell, material)
     else:
         found = _state(_detector(cell, 0, material).fit(material.train[0]), material, cell)
     return found | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def _system(cell: Cell, material: Material) -> dict[str, Any]:
+    """One of the other systems: fitted on images, and what a training of it told on the way."""
+    kind, extractor = SYSTEMS[cell.detector], material.extractors[0]
+    detector = kind(
+        cell.features[0], options=kind.options_of(cell.options), seed=cell.seed, device=str(extractor.device), limit=material.limit
+    )
+    detector.extractor = extractor
+    _complete(detector.fit(material.train[0]))
+    found = _state(detector, material, cell) | {"fitted_on": detector.fitted_on}
+    return found | {"records": [asdict(record) for record in getattr(detector, "history", ())]}
 
 
 def _detector(cell: Cell, member: int, material: Material) -> BankDetector:
@@ -195,20 +210,19 @@ def _given(cell: Cell, weight: Tensor, material: Material) -> BankDetector:
     return detector.fit(material.train[0])
 
 
-def _complete(detector: BankDetector) -> None:
-    if isinstance(detector, ReConPatch) and len(detector.history) < detector.training.epochs:
+def _complete(detector: Detector) -> None:
+    if not detector.finished:
         raise KeyboardInterrupt
 
 
-def _state(detector: BankDetector | Ensemble, material: Material, cell: Cell) -> dict[str, Any]:
-    """Metrics, probes and image scores of a fitted detector."""
-    single = isinstance(detector, BankDetector)
-    features = material.test[0] if single else list(material.test)
+def _state(detector: Detector | Ensemble, material: Material, cell: Cell) -> dict[str, Any]:
+    """Metrics and image scores of a fitted detector, and what probes find in its memory of patches, if it has one."""
+    features = list(material.test) if isinstance(detector, Ensemble) else material.test[0]
     result = evaluate(detector, material.category.test, features=features, protocol=cell.protocol)
     values = {name: result.metrics[name] for name in METRICS}
     values["d_prime"] = metrics.dprime(result.labels, result.scores.image_scores)
     found = {"metrics": _rounded(values), "images": _image_rows(result)}
-    if single:
+    if isinstance(detector, BankDetector):
         found["memory_rows"] = detector.fitted_on["memory_rows"]
         found["probes"] = _probes(detector, material.train[0], cell.seed)
     if result.verdict:

@@ -1,6 +1,7 @@
 """Running a grid: what is missing is measured, group by group; a kill loses at most the cell in flight.
 
-The cells of a *group* share data and backbone, so its features are computed once, and dropped with it. A group is also what
+The cells of a *group* share data and backbone, so its features (or, for the other systems, its decoded images) are made once, and
+dropped with it. A group is also what
 a worker gets, on this machine (`jobs`) or on a cluster (`rcp.experiments.cluster`). Workers write the results themselves,
 each as soon as it is there: whoever dies, the next run, or the next worker, finds what is done and goes on.
 """
@@ -27,6 +28,7 @@ from rcp.experiments.processes import run_processes
 from rcp.experiments.results import Results, address, fingerprints
 from rcp.experiments.watch import Group, Outcome, Watcher
 from rcp.features import FeatureSettings, PatchExtractor
+from rcp.pixels import load_pixels
 from rcp.quality import degrade
 from rcp.store import MemoryLimit
 
@@ -80,9 +82,9 @@ def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path, known:
 
     groups: dict[tuple, list[Cell]] = {}
     for cell in grid.cells(categories):
-        groups.setdefault((cell.data, cell.category, cell.features), []).append(cell)
+        groups.setdefault((cell.data, cell.category, cell.features, cell.looks_at_pixels), []).append(cell)
     found, known = [], known or Known()
-    for (data, category, features), cells in groups.items():
+    for (data, category, features, _), cells in groups.items():
         root = None if data.name == EMBEDDED else str(_root(data, roots))
         if (data, category) not in known.images:
             known.images[data, category] = fingerprints(find_category(data, category, root, Path(folder)))
@@ -186,7 +188,10 @@ def _material(category: Category, cell: Cell, machine: Machine, folder: str) -> 
         Path(machine.scratch).mkdir(parents=True, exist_ok=True)  # it may be another machine's
     limit = MemoryLimit(machine.max_memory, (machine.scratch or folder) if machine.max_memory else None)
     extractors = [PatchExtractor(features, device=machine.device) for features in cell.features]
-    train, test = ([e.extract(s, limit=limit) for e in extractors] for s in (category.train, category.test))
+    if cell.looks_at_pixels:
+        train, test = ([load_pixels(s, cell.features[0].geometry, limit=limit)] for s in (category.train, category.test))
+    else:
+        train, test = ([e.extract(s, limit=limit) for e in extractors] for s in (category.train, category.test))
     return Material(category, extractors, train, test, limit)
 
 

@@ -153,7 +153,7 @@ def merged(plans: list[list[Group]]) -> list[Group]:
     found: dict[tuple, dict] = {}
     for group in (group for groups in plans for group in groups):
         first = group.cells[0]
-        cells = found.setdefault((group.root, first.data, first.category, first.features), {})
+        cells = found.setdefault((group.root, first.data, first.category, first.features, first.looks_at_pixels), {})
         for cell, name in zip(group.cells, group.names, strict=True):
             cells.setdefault(name, cell)
     return [Group(root, tuple(cells.values()), tuple(cells)) for (root, *_), cells in found.items()]
