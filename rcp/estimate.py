@@ -6,23 +6,30 @@ the seconds that the work really took.
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from rcp.coreset import coreset_size
 from rcp.data import Split
-from rcp.detectors import BankDetector, ReConPatch
+from rcp.detectors import BankDetector, Detector, PixelDetector, ReConPatch
+from rcp.detectors.pixel import TrainedDetector
 from rcp.features import STORED, PatchExtractor
 from rcp.head import train_head
 from rcp.images import Batch, stream
+from rcp.pixels import Pixels, load_pixels
+from rcp.timing import Stopwatch
 
 # Seconds of the coreset: CORESET · N · M^0.6 at 175 GFLOP/s, fitted to the curves of `rcp bench growth`; these predict
 # 0.42 s for 163,856 rows at 1 %, and 16 s for 1.6 million.
 CORESET, POWER, RATE = 3e-8, 0.6, 175e9
 PROBE = 4  # images and training steps that are timed
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,39 @@ class Estimate:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class SystemEstimate:
+    """A prediction for a system that looks at images.
+
+    Attributes:
+        images: training images.
+        pixel_bytes: of all of them, decoded.
+        memory_bytes: of what the fitted detector holds.
+        mapped: whether the pixels will lie in a file, as the detector's limit leaves no room for them in memory.
+        steps: of its training, 0 for a system that does not train.
+        seconds: by stage: images, training, scoring.
+    """
+
+    images: int
+    pixel_bytes: int
+    memory_bytes: int
+    mapped: bool
+    steps: int
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items() if seconds >= 0.5)
+        return (
+            f"{self.images} images, {size(self.pixel_bytes)} decoded{' in a file' if self.mapped else ''}"
+            f"{f', {self.steps:,} steps' if self.steps else ''}; the detector will hold {size(self.memory_bytes)}; "
+            f"about {sum(self.seconds.values()):.0f} s" + (f" ({stages})" if stages else "")
+        )
+
+    def record(self) -> dict:
+        """Return it as plain data, for a result file."""
+        return asdict(self)
+
+
 def size(count: int) -> str:
     """Return a number of bytes as people read it: 249 MB, 1.0 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
@@ -67,7 +107,7 @@ def size(count: int) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
-def estimate(detector: BankDetector, train: Split, test: Split | None = None) -> Estimate:
+def estimate(detector: Detector, train: Split, test: Split | None = None) -> Estimate | SystemEstimate:
     """Return what fitting, and scoring a test split, will need.
 
     Args:
@@ -76,8 +116,53 @@ def estimate(detector: BankDetector, train: Split, test: Split | None = None) ->
         test: images to score afterwards, or None.
 
     Returns:
-        An `Estimate`; a probe takes about a second.
+        An `Estimate`, or a `SystemEstimate` for the systems that look at images; a probe takes about a second, of systems that
+        train some seconds.
     """
+    if isinstance(detector, PixelDetector):
+        return _of_system(detector, train, test)
+    return _of_bank(detector, train, test)
+
+
+def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> SystemEstimate:
+    """A copy of the detector is fitted on a few images, for a few steps."""
+    n, options = len(train), detector.options
+    steps = options.steps if isinstance(detector, TrainedDetector) else 0
+    some = min(n, options.batch_size + 2 if steps else 2 * PROBE)
+    decoded, pixels = _timed(lambda: _first_pixels(detector, train, some))
+    probe = copy.copy(detector)
+    probe.stopwatch = Stopwatch()
+    if steps:
+        probe.options = replace(options, steps=min(steps, PROBE))
+        fitting, _ = _timed(lambda: probe.fit(pixels))
+        rest = (steps - probe.options.steps) * probe.history[-1].seconds  # every step of the probe is a record
+    else:
+        few = replace(pixels, values=pixels.values[: max(1, some // 2)])
+        first, _ = _timed(lambda: probe.fit(few))
+        fitting, _ = _timed(lambda: probe.fit(pixels))
+        rest = (n - some) * max(0.0, fitting - first) / max(1, some - len(few.values))
+    scoring, _ = _timed(lambda: probe.score(pixels))
+    h, w = pixels.values.shape[2:]
+    seconds = {
+        "images": n * decoded / some, "training": fitting + rest,
+        "scoring": len(test) * (scoring + decoded) / some if test is not None else 0.0,
+    }  # fmt: skip
+    decoded_bytes = n * 3 * h * w
+    return SystemEstimate(n, decoded_bytes, detector.state_bytes(n, (h, w)), not detector.limit.fits(decoded_bytes), steps, seconds)
+
+
+def _first_pixels(detector: PixelDetector, train: Split, count: int) -> Pixels:
+    pixels = load_pixels(train.paths[: 2 * count], detector.features.geometry, on_error="skip")  # what is unreadable is the run's to report
+    return replace(pixels, values=pixels.values[:count], indices=pixels.indices[:count], sizes=pixels.sizes[:count])
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def _of_bank(detector: BankDetector, train: Split, test: Split | None) -> Estimate:
     extractor = detector.extractor
     per_image, (h, w) = _image_seconds(extractor, train)
     rows, n = len(train) * h * w, len(train)

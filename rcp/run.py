@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from rcp.data import Category
-from rcp.detectors import BankDetector, ReConPatch
+from rcp.detectors import BankDetector, Detector, ReConPatch
+from rcp.detectors.pixel import TrainedDetector
 from rcp.estimate import estimate
 from rcp.evaluation import METRICS, Result, evaluate
 from rcp.files import write_json, write_tensors
@@ -28,7 +29,7 @@ OUTPUTS = ("scores.png", "maps.png", "maps.safetensors")  # what a run may leave
 
 def run(
     category: Category,
-    detector: BankDetector,
+    detector: Detector,
     out: str | Path,
     *,
     protocol: str = "crop",
@@ -66,15 +67,14 @@ def run(
         with watch("estimate"):
             predicted = estimate(detector, category.train, category.test if tested else None)
         say(f"{category.dataset} {category.name}: {predicted}")
-        banks = 2 if detector.bank.folds else 1  # calibration makes one more at a time
-        detector.limit.check(2 * banks * predicted.memory_bytes)  # its rows, and what the search makes of them
-        checkpoint = out / "training.safetensors"
-        if isinstance(detector, ReConPatch):
+        detector.limit.check(_held(detector, predicted.memory_bytes))
+        checkpoint, trains = out / "training.safetensors", isinstance(detector, (ReConPatch, TrainedDetector))
+        if trains:
             detector.fit(category.train, on_error=on_error, checkpoint=checkpoint)
-            if len(detector.history) < detector.training.epochs:
-                raise KeyboardInterrupt  # a result must not claim epochs that were not run; the checkpoint stays
+            if not detector.finished:
+                raise KeyboardInterrupt  # a result must not claim steps that were not taken; the checkpoint stays
         else:
-            say("PatchCore has one pass; it does not train")
+            say(f"{type(detector).__name__} has one pass; it does not train")
             detector.fit(category.train, on_error=on_error)
         result = None
         if tested:
@@ -96,9 +96,17 @@ def run(
     record |= {"seconds": detector.stopwatch.seconds | watch.seconds, "peak_rss_bytes": peak_rss_bytes()}
     record |= {"peak_anonymous_bytes": memory.peak_bytes, "max_bytes": detector.limit.max_bytes}
     write_json(out / "result.json", record)
-    if isinstance(detector, ReConPatch):
+    if trains:
         checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _held(detector: Detector, memory_bytes: int) -> int:
+    """Most bytes that the fitted detector takes at a time."""
+    if not isinstance(detector, BankDetector):
+        return memory_bytes
+    banks = 2 if detector.bank.folds else 1  # calibration makes one more at a time
+    return 2 * banks * memory_bytes  # its rows, and what the search makes of them
 
 
 def _dataset(category: Category) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def _dataset(category: Category) -> dict[str, Any]:
     return {"layout": category.dataset, "category": category.name} | splits
 
 
-def _record(category: Category, detector: BankDetector, result: Result | None, protocol: str) -> dict[str, Any]:
+def _record(category: Category, detector: Detector, result: Result | None, protocol: str) -> dict[str, Any]:
     skipped = list(detector.fitted_on["skipped"])
     if result:
         skipped += [[path.as_posix(), reason] for path, reason in result.scores.skipped]
@@ -125,7 +133,7 @@ def _record(category: Category, detector: BankDetector, result: Result | None, p
         "unseen_share": result.unseen_share if result else None,
         "verdict": asdict(result.verdict) if result and result.verdict else None,
         "fitted_on": detector.fitted_on,
-        "history": [asdict(record) for record in detector.history] if isinstance(detector, ReConPatch) else [],
+        "history": [asdict(record) for record in getattr(detector, "history", ())],
         "skipped": skipped,
         "images": _image_rows(category, result) if result else [],
     }
@@ -148,7 +156,7 @@ def _write_maps(result: Result, path: Path) -> None:
     write_tensors(path, tensors, {"schema": SCHEMA, "indices": result.scores.indices, "defects": result.defects})
 
 
-def _write_figures(category: Category, detector: BankDetector, result: Result, out: Path) -> None:
+def _write_figures(category: Category, detector: Detector, result: Result, out: Path) -> None:
     from rcp import plots  # matplotlib loads only where something is drawn
 
     limits = detector.colour_limits()
