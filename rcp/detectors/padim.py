@@ -1,0 +1,295 @@
+"""PaDiM: at every position of the image a Gaussian of its own, and the Mahalanobis distance to it.
+
+Parts lie where they always lie. So what is normal may be asked position by position: over the good images, the features at
+one position have a mean and a covariance. The covariance knows which channels move together, and so a feature is odd that has
+ordinary numbers in an unusual combination. Nothing is searched: a test image costs one small triangular system a position.
+
+    M(x) = √((x - μ)ᵀ Σ⁻¹ (x - μ)),    Σ = Σₖ (xₖ - μ)(xₖ - μ)ᵀ / (n - 1) + ε I
+
+With fewer images than channels the sum has no full rank: ε I alone makes Σ invertible. To keep d² numbers a position small,
+d channels are drawn at random, once, by the seed; principal components are the alternative.
+
+Source: Defard et al., *PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization*, ICPR 2020
+workshops (arXiv 2011.08785).
+
+Where we differ: coarser levels are brought to the finest grid bilinearly (the paper repeats the nearest), and so are maps
+(the paper: bicubically). Σ is kept as its Cholesky factor, in float32; it is computed, and used, in float64. What a held-out
+normal image scores is known exactly, without fitting again (`leave_one_out`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from rcp.detectors.pixel import Normal, PixelDetector
+from rcp.detectors.reduced import covariance, principal_map
+from rcp.features import FeatureSettings
+from rcp.modelfile import ModelFile
+from rcp.pixels import AT_A_TIME
+from rcp.scoring import image_scores, pixel_maps
+from rcp.store import MemoryLimit, Store
+
+REDUCTIONS = ("random", "pca")
+BLOCK = 2**23  # float64 numbers of the largest array of a block of positions: 64 MB
+
+
+@dataclass(frozen=True)
+class PaDiMOptions:
+    """What can be chosen. Defaults: the paper's for its small network.
+
+    Attributes:
+        dimension: d, channels a position; no more than the features have.
+        reduction: how d of them are got: "random" channels, drawn by the seed; or "pca", the leading principal components of
+            the features of all positions.
+        epsilon: ε, added to the diagonal of every covariance.
+        smoothing: sigma of the maps' Gaussian, in pixels of the map.
+    """
+
+    dimension: int = 100
+    reduction: str = "random"
+    epsilon: float = 0.01
+    smoothing: float = 4.0
+
+    def __post_init__(self):
+        if self.dimension < 1:
+            raise ValueError(f"dimension must be positive, got {self.dimension}")
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {self.epsilon}: without it few images give no covariance of full rank")
+        if self.smoothing < 0:
+            raise ValueError(f"smoothing must not be negative, got {self.smoothing}")
+
+
+PAPER = PaDiMOptions(dimension=550)  # with the features below: 550 of their 1792 channels
+PAPER_FEATURES = FeatureSettings("wide_resnet50_2", levels=(1, 2, 3), patch_size=1)
+
+
+def fit_gaussians(
+    rows: Tensor, epsilon: float, *, limit: MemoryLimit = MemoryLimit(), device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return a Gaussian a position: its mean, and the lower Cholesky factor of its covariance.
+
+    Args:
+        rows: (n, P, d) floating point, n >= 2 images, in memory or in a mapped file.
+        epsilon: added to the covariances' diagonals.
+        limit: beyond it the factors lie in a mapped file.
+        device: where the blocks of positions are computed, in float64.
+
+    Returns:
+        (P, d) means and (P, d, d) factors L, L Lᵀ = Σ + ε I; float32 on the CPU.
+
+    Raises:
+        ValueError: if there is only one image.
+
+    Source: PaDiM, section III.B, Eq. 1.
+    """
+    n, p, d = rows.shape
+    if n < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {n}")
+    mean, factor = torch.empty(p, d), limit.empty((p, d, d)).values
+    for part in _blocks(n, p, d):
+        centre, apart = _centred(rows[:, part].to(device))
+        mean[part] = centre
+        factor[part] = _factor(apart, n - 1, epsilon).to("cpu", torch.float32)
+    return mean, factor
+
+
+def mahalanobis(rows: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """Return how far features lie from the Gaussians of their positions.
+
+    Args:
+        rows: (b, P, d) floating point.
+        mean: (P, d).
+        factor: (P, d, d), lower Cholesky factors of the covariances.
+
+    Returns:
+        (b, P) float32 on the device of `rows`: Mahalanobis distances, rooted.
+
+    Source: PaDiM, section III.C, Eq. 2: (x - μ)ᵀ (L Lᵀ)⁻¹ (x - μ) = ‖L⁻¹ (x - μ)‖².
+    """
+    b, p, d = rows.shape
+    distance = rows.new_empty((b, p), dtype=torch.float32)
+    for part in _blocks(b, p, d):
+        apart = rows[:, part].double() - mean[part].to(rows.device)  # (b, q, d)
+        squared = _squared_lengths(factor[part].to(rows.device).double(), apart.transpose(0, 1))  # (q, b)
+        distance[:, part] = squared.sqrt().T.float()
+    return distance
+
+
+def leave_one_out(rows: Tensor, epsilon: float, *, device: torch.device | str = "cpu") -> Tensor:
+    """Return how far each image lies from the Gaussians of all *other* images, without fitting n times.
+
+    Leaving image i out takes n/(n-1) c cᵀ from the sum of products, with c = xᵢ - μ. By Sherman and Morrison one matrix,
+    A = Σₖ(xₖ - μ)(xₖ - μ)ᵀ / (n-2) + ε I, then serves all images:
+
+        M²₋ᵢ(xᵢ) = (n/(n-1))² h / (1 - n h / ((n-1)(n-2))),    h = cᵀ A⁻¹ c
+
+    Args:
+        rows: (n, P, d) floating point, n >= 3 images.
+        epsilon: as in `fit_gaussians`.
+        device: where the blocks of positions are computed, in float64.
+
+    Returns:
+        (n, P) float32 on the CPU: what `mahalanobis` gives with Gaussians that are fitted without the image.
+
+    Raises:
+        ValueError: if there are fewer than three images.
+
+    Source: ours; Sherman & Morrison, 1950.
+    """
+    n, p, d = rows.shape
+    if n < 3:
+        raise ValueError(f"leaving one out takes at least 3 images, got {n}: a covariance needs 2")
+    distance = torch.empty(n, p)
+    for part in _blocks(n, p, d):
+        _, apart = _centred(rows[:, part].to(device))
+        h = _squared_lengths(_factor(apart, n - 2, epsilon), apart)  # (q, n)
+        squared = (n / (n - 1)) ** 2 * h / (1 - n * h / ((n - 1) * (n - 2)))
+        distance[:, part] = squared.sqrt().T.to("cpu", torch.float32)
+    return distance
+
+
+def _blocks(n: int, p: int, d: int) -> Iterator[slice]:
+    """Blocks of positions that keep (q, d, d) and (q, n, d) small."""
+    q = max(1, BLOCK // (d * max(n, d)))
+    return (slice(at, at + q) for at in range(0, p, q))
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, q, d) → their means (q, d), and what is left without them, (q, n, d), float64."""
+    rows = rows.double().transpose(0, 1)  # (q, n, d)
+    mean = rows.mean(1)
+    return mean, rows - mean[:, None]
+
+
+def _factor(apart: Tensor, divisor: int, epsilon: float) -> Tensor:
+    """(q, n, d) centred rows → (q, d, d), the lower Cholesky factors of their covariances with ε on the diagonals."""
+    scatter = apart.mT @ apart / divisor  # (q, d, d)
+    scatter.diagonal(dim1=1, dim2=2).add_(epsilon)
+    return torch.linalg.cholesky(scatter)
+
+
+def _squared_lengths(factor: Tensor, apart: Tensor) -> Tensor:
+    """‖L⁻¹ c‖² of (q, d, d) factors and (q, n, d) rows: (q, n)."""
+    return torch.linalg.solve_triangular(factor, apart.mT, upper=False).square().sum(1)
+
+
+def reduced(features: Tensor, chosen: Tensor) -> Tensor:
+    """Return the features with fewer channels.
+
+    Args:
+        features: (..., C).
+        chosen: (d,) int64, channels to keep; or (d, C), a linear map.
+
+    Returns:
+        (..., d).
+    """
+    return features[..., chosen] if chosen.ndim == 1 else features @ chosen.T
+
+
+class PaDiM(PixelDetector):
+    """A Gaussian a position, without training."""
+
+    kind = "padim"
+    Options = PaDiMOptions
+    levels = (1, 2, 3)
+    missing = "Gaussians"
+
+    chosen: Tensor | None = None  # (d,) channels, or (d, C): how channels are reduced
+    mean: Tensor | None = None  # (H, W, d)
+    factor: Tensor | None = None  # (H, W, d, d)
+
+    def _fit(self, pixels: Tensor, generator: torch.Generator) -> Normal:
+        if len(pixels) < 2:
+            raise ValueError("PaDiM needs at least 2 good images: one has no covariance")
+        parts, width = pixels.split(AT_A_TIME), self.extractor.width
+        if self.options.reduction == "random":
+            self.chosen = torch.randperm(width, generator=generator)[: self._width].sort().values.to(self.extractor.device)
+            rows = self._collected(len(pixels), (self._features(part) for part in parts))
+        else:
+            whole = self._collected(len(pixels), (self.extractor.patches(part) for part in parts))
+            scatter = covariance(whole.values.flatten(0, 2), device=self.extractor.device, release=whole.release)
+            self.chosen = principal_map(scatter, self._width).float().to(self.extractor.device)
+            few = whole.values.split(AT_A_TIME)
+            rows = self._collected(len(pixels), (reduced(part.to(self.chosen.device).float(), self.chosen) for part in few))
+        n, h, w, d = rows.values.shape
+        flat = rows.values.flatten(1, 2)  # (n, P, d)
+        mean, factor = fit_gaussians(flat, self.options.epsilon, limit=self.limit, device=self._where)
+        self.mean, self.factor = mean.view(h, w, d).to(self._where), factor.view(h, w, d, d).to(self._where)
+        if n < 3:
+            return None
+        with self.stopwatch("calibration"):
+            grids = leave_one_out(flat, self.options.epsilon, device=self._where).view(n, h, w)
+            return self._image_scores(grids, pixels.shape[2:]), grids
+
+    @torch.inference_mode()
+    def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self._features(pixels)  # (b, H, W, d)
+        if features.shape[1:3] != self.mean.shape[:2]:
+            found, known = ("{}x{}".format(*shape) for shape in (features.shape[1:3], self.mean.shape[:2]))
+            raise ValueError(f"these images have {found} positions, the Gaussians {known}: PaDiM needs images of one size")
+        rows = features.flatten(1, 2).to(self._where)
+        grids = mahalanobis(rows, self.mean.flatten(0, 1), self.factor.flatten(0, 1)).view(features.shape[:3])
+        return self._image_scores(grids, pixels.shape[2:]), grids
+
+    def _image_scores(self, grids: Tensor, size: tuple[int, int]) -> Tensor:
+        """The largest number of each smoothed map (section III.C: of the map)."""
+        return image_scores(pixel_maps(grids, tuple(size), self.smoothing))
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """(b, H, W, d) float32 on the extractor's device."""
+        return reduced(self.extractor.patches(pixels).float(), self.chosen)
+
+    def _collected(self, n: int, parts: Iterable[Tensor]) -> Store:
+        """All features of n images, in memory or in a mapped file."""
+        store, at = None, 0
+        for part in parts:
+            if store is None:
+                store = self.limit.empty((n, *part.shape[1:]), part.dtype)
+            store.values[at : at + len(part)] = part
+            at += len(part)
+        return store
+
+    @property
+    def _width(self) -> int:
+        return min(self.options.dimension, self.extractor.width)
+
+    @property
+    def _where(self) -> torch.device:
+        """Where Gaussians are computed: Apple's MPS has no float64."""
+        return self.extractor.device if self.extractor.device.type == "cuda" else torch.device("cpu")
+
+    # What is kept
+
+    @property
+    def unit(self) -> str:
+        return "Mahalanobis distance"
+
+    def _facts(self) -> dict:
+        return {"channels": self._width, "positions": prod(self.mean.shape[:2])}
+
+    def state_bytes(self, images: int, size: tuple[int, int]) -> int:
+        """Return how many bytes the fitted detector holds: d + d² numbers a position, however many images there are."""
+        stride, d = self.extractor.backbone.strides[0], self._width
+        return -(-size[0] // stride) * -(-size[1] // stride) * (d + d * d) * 4
+
+    def _is_fitted(self) -> bool:
+        return self.factor is not None
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"chosen": self.chosen, "mean": self.mean, "factor": self.factor}
+
+    def _take(self, file: ModelFile) -> None:
+        d = self._width
+        file.check_shape("chosen", (d,) if self.options.reduction == "random" else (d, self.extractor.width))
+        grid = tuple(file.tensors["mean"].shape[:2]) if "mean" in file.tensors else ()
+        file.check_shape("mean", (*grid, d))
+        file.check_shape("factor", (*grid, d, d))
+        self.chosen = file.tensors["chosen"].to(self.extractor.device)
+        self.mean, self.factor = (file.tensors[name].to(self._where) for name in ("mean", "factor"))
