@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import rcp
 from rcp import census, data, options, synthetic
+from rcp.auxiliary import auxiliary
 from rcp.backbones import WeightsError
 from rcp.bench import Choice, bench
 from rcp.comparison import as_csv, caption, compare, markdown
+from rcp.detectors import SYSTEMS, Detector
 from rcp.evaluation import METRICS
 from rcp.experiments.command import experiments
 from rcp.files import write_atomically, write_json
@@ -39,15 +41,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.detector == "reconpatch" and given.variant:
         raise ValueError("--variant names forms of PatchCore: leave it out, or say --detector patchcore")
     category = data.find(given.data, given.category, given.layout)
-    bank = rcp.BankSettings(coreset=given.coreset, parts=given.parts, search=given.search, folds=given.folds)
-    limit = rcp.MemoryLimit(given.max_memory, given.out)
-    common = {"bank": bank, "seed": given.seed, "device": given.device, "limit": limit}
-    if given.detector == "patchcore":
-        for name in options.training_choices(given):  # the same command line serves both detectors, but says so
-            print(f"--{name.replace('_', '-')} has no effect: PatchCore does not train", file=sys.stderr)
-        detector = rcp.PatchCore(options.features(given), variant=given.variant or "concat", **common)
-    else:
-        detector = rcp.ReConPatch(options.features(given), training=options.training(given), **common)
+    detector = _detector(given, category)
     record = run(
         category,
         detector,
@@ -75,6 +69,34 @@ def _run(given: argparse.Namespace) -> None:
         print(f"skipped {path}: {reason}")
     seconds, peak = record["seconds"]["total"], record["peak_rss_bytes"] / 1e9
     print(f"{seconds:.1f} s, peak memory {peak:.2f} GB; written to {Path(given.out)}")
+
+
+def _detector(given: argparse.Namespace, category: data.Category) -> Detector:
+    """The detector that was asked for; options that do not concern it are told."""
+    limit = rcp.MemoryLimit(given.max_memory, given.out)
+    common = {"seed": given.seed, "device": given.device, "limit": limit}
+    if given.detector in SYSTEMS:
+        _no_effect([*options.training_choices(given), *options.bank_choices(given), *(["variant"] if given.variant else [])],
+                   f"{given.detector} has options of its own: --set NAME=VALUE")  # fmt: skip
+        features, chosen = options.system(given)
+        detector = SYSTEMS[given.detector](features, options=chosen, **common)
+        if given.detector == "inctrl":
+            detector.pretrain(auxiliary(category, given.auxiliary))
+        elif given.auxiliary:
+            _no_effect(["auxiliary"], "only InCTRL learns from other categories")
+        return detector
+    _no_effect([name for name in ("preset", "set", "auxiliary") if getattr(given, name)], "it is for the other systems")
+    common["bank"] = options.bank(given)
+    if given.detector == "patchcore":
+        _no_effect(options.training_choices(given), "PatchCore does not train")
+        return rcp.PatchCore(options.features(given), variant=given.variant or "concat", **common)
+    return rcp.ReConPatch(options.features(given), training=options.training(given), **common)
+
+
+def _no_effect(names: Iterable[str], why: str) -> None:
+    """One command line serves all detectors, but says so."""
+    for name in names:
+        print(f"--{name.replace('_', '-')} has no effect: {why}", file=sys.stderr)
 
 
 def _compare(given: argparse.Namespace) -> None:

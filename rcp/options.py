@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 
 import rcp
 from rcp import synthetic
 from rcp.backbones import PRESETS
 from rcp.bench import SUITES
+from rcp.detectors import PAPERS, SYSTEMS
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import PROTOCOLS
 from rcp.experiments.command import add_options as experiments_options
+from rcp.experiments.exact import exact
 from rcp.features import STORED
 from rcp.memory import SEARCHES
 from rcp.reproduce.command import add_options as reproduce_options
@@ -113,21 +116,21 @@ def _data_options(parser: argparse.ArgumentParser, several: bool) -> None:
 def _feature_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("features")
     standard = rcp.FeatureSettings()
-    group.add_argument("--backbone", default=standard.backbone, help=f"default {standard.backbone}")
+    group.add_argument("--backbone", help=f"default {standard.backbone}")
     group.add_argument("--weights", metavar="FILE", help="a local weight file: safetensors or a state dict")
     group.add_argument("--levels", type=_numbers, metavar="2,3", help="feature maps to join, default 2,3")
     group.add_argument("--strides", type=_numbers, metavar="8,16", help="the same by stride, instead of --levels")
-    group.add_argument("--patch-size", type=int, default=standard.patch_size, metavar="S", help="neighbourhood, default 3")
+    group.add_argument("--patch-size", type=int, metavar="S", help="neighbourhood, default 3; 1 for the other systems")
     group.add_argument(
-        "--image-size", type=_side, default=standard.crop, metavar="N", help="centre crop: N, HxW or none; default 224"
+        "--image-size", type=_side, metavar="N", help="centre crop: N, HxW or none; default 224"
     )
     group.add_argument(
         "--resize", type=_side, default=None, metavar="N",
         help="short side before the crop: N, HxW or none; default 256 for 224, 366 for 320, 512 for 480, else 8/7 of it",
     )  # fmt: skip
-    group.add_argument("--normalization", choices=("imagenet", "model"), default=standard.normalization, help="input colours: ImageNet's for every backbone (default), or the model's own")
-    group.add_argument("--precision", choices=("float32", "bfloat16"), default=standard.precision, help="of the network")
-    group.add_argument("--stored", choices=tuple(STORED), default=standard.stored, help="how exactly features are kept")
+    group.add_argument("--normalization", choices=("imagenet", "model"), help="input colours: ImageNet's for every backbone (default), or the model's own")
+    group.add_argument("--precision", choices=("float32", "bfloat16"), help="of the network, default float32")
+    group.add_argument("--stored", choices=tuple(STORED), help="how exactly features are kept, default float32")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
@@ -150,18 +153,19 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     _data_options(parser, several=False)
-    parser.add_argument("--detector", choices=("reconpatch", "patchcore"), required=True)
+    parser.add_argument("--detector", choices=("reconpatch", "patchcore", *SYSTEMS), required=True)
     parser.add_argument("--out", metavar="DIR", default="runs/latest", help="default: runs/latest")
     _feature_options(parser)
     _training_options(parser)
-    group = parser.add_argument_group("memory and scores")
+    _system_options(parser)
+    group = parser.add_argument_group("memory and scores (PatchCore, ReConPatch)")
     bank = rcp.BankSettings()
-    group.add_argument("--coreset", type=float, default=bank.coreset, metavar="SHARE", help="default 0.01, i.e. 1 %%")
-    group.add_argument("--parts", type=_positive, default=bank.parts, help="pick the coreset in parts: for millions of rows")
+    group.add_argument("--coreset", type=float, metavar="SHARE", help=f"default {bank.coreset}, i.e. 1 %%")
+    group.add_argument("--parts", type=_positive, help="pick the coreset in parts: for millions of rows")
     group.add_argument("--variant", choices=tuple(VARIANTS), help="of PatchCore, default concat")
-    group.add_argument("--search", choices=SEARCHES, default=bank.search, help="who finds the nearest rows: torch and faiss exactly, the others approximately, for memories of a million rows")
-    group.add_argument("--folds", type=_count, default=bank.folds, help="to hold normal images out; 0: no threshold")
-    group.add_argument("--seed", type=_count, default=0, help="of f, batches, projection, coreset, folds")
+    group.add_argument("--search", choices=SEARCHES, help="who finds the nearest rows: torch and faiss exactly, the others approximately, for memories of a million rows")
+    group.add_argument("--folds", type=_count, help=f"to hold normal images out, default {bank.folds}; 0: no threshold")
+    group.add_argument("--seed", type=_count, default=0, help="of all that is drawn")
     _evaluation_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--maps", action="store_true", help="write the raw maps, too (maps.safetensors)")
@@ -170,6 +174,13 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="keep the process's own memory below this; features beyond it wait in a file in --out until the run ends",
     )  # fmt: skip
     group.add_argument("--no-figures", action="store_true", help="write no PNGs")
+
+
+def _system_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(f"the other systems ({', '.join(SYSTEMS)})")
+    group.add_argument("--preset", choices=("teaching", "paper"), help="teaching (default): minutes on a laptop; paper: its settings and backbone")
+    group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one of the system's options; repeatable; a wrong name lists them")
+    group.add_argument("--auxiliary", metavar="DIR", help="InCTRL: labelled categories to learn from, default the embedded ones")
 
 
 def _evaluation_options(parser: argparse.ArgumentParser) -> None:
@@ -276,25 +287,20 @@ def _side(text: str) -> int | tuple[int, int] | str:
     return sides[0] if len(sides) == 1 else sides
 
 
-
-
-def features(options: argparse.Namespace) -> rcp.FeatureSettings:
-    crop = None if options.image_size == "none" else options.image_size
-    resize = options.resize if options.resize is not None else _usual_resize(crop)
+def features(options: argparse.Namespace, base: rcp.FeatureSettings = rcp.FeatureSettings()) -> rcp.FeatureSettings:
+    """What was said of the features; the rest is as in `base`."""
     if options.levels and options.strides:
         raise ValueError("--levels and --strides say the same thing in two ways: give one of them")
-    return rcp.FeatureSettings(
-        backbone=options.backbone,
-        weights=options.weights,
-        levels=options.levels or rcp.FeatureSettings.levels,
-        strides=options.strides,
-        patch_size=options.patch_size,
-        resize=None if resize == "none" else resize,
-        crop=crop,
-        normalization=options.normalization,
-        precision=options.precision,
-        stored=options.stored,
-    )
+    names = ("backbone", "weights", "levels", "strides", "patch_size", "normalization", "precision", "stored")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.image_size is not None:
+        chosen["crop"] = None if options.image_size == "none" else options.image_size
+        chosen["resize"] = _usual_resize(chosen["crop"])
+    if options.resize is not None:
+        chosen["resize"] = options.resize
+    if chosen.get("resize") == "none":
+        chosen["resize"] = None
+    return replace(base, **chosen)
 
 
 def _usual_resize(crop: int | tuple[int, int] | None) -> int | str:
@@ -313,3 +319,41 @@ def training_choices(options: argparse.Namespace) -> dict[str, object]:
     """What was said of the training; the rest keeps its default."""
     names = ("epochs", "steps", "dimension", "batch", "learning_rate")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def bank(options: argparse.Namespace) -> rcp.BankSettings:
+    return rcp.BankSettings(**bank_choices(options))
+
+
+def bank_choices(options: argparse.Namespace) -> dict[str, object]:
+    """What was said of the memory; the rest keeps its default."""
+    return {name: value for name in ("coreset", "parts", "search", "folds") if (value := getattr(options, name)) is not None}
+
+
+def system(options: argparse.Namespace) -> tuple[rcp.FeatureSettings, object]:
+    """The features and the options of one of the other systems: its preset's, with what was said besides."""
+    kind = SYSTEMS[options.detector]
+    chosen, base = (kind.Options(), kind.features_of(rcp.FeatureSettings.backbone)) if options.preset != "paper" else PAPERS[options.detector]
+    names = [one.name for one in fields(kind.Options)]
+    changes = {}
+    for text in options.set:
+        name, sign, value = text.partition("=")
+        if not sign or name not in names:
+            raise ValueError(f"--set {text}: expected NAME=VALUE with one of {', '.join(names)}")
+        changes[name] = _value(value)
+    return features(options, base), replace(chosen, **exact(kind.Options, changes))
+
+
+def _value(text: str) -> object:
+    """A number, true or false, several of them with commas between, or a word."""
+    if "," in text:
+        return tuple(_value(part) for part in text.split(",") if part)
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

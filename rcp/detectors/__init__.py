@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rcp.detectors.bank import BankDetector, BankSettings
@@ -16,6 +17,7 @@ from rcp.scoring import Scores
 
 KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore)}
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
+PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
 
 
 def load(path: str | Path, *, device: str = "auto", weights: str | None = None) -> Detector | Ensemble:
