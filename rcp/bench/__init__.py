@@ -13,6 +13,7 @@ search      What do approximate searches gain and lose on a memory of a million 
 memory      Does a fit on 1.4 million rows keep to a bound of 3 GiB?                      5 minutes
 peers       How does anomalib compare, on the same files, rows and maps?                  10 minutes a repeat
 repeat      What is bit-equal, what is close, what varies? (not seconds: numbers)         2 minutes
+systems     What does each of the systems cost on one category?                           8 minutes a repeat
 ==========  ============================================================================  ====================
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 from rcp.bench.measure import machine, rates
 from rcp.data import Category
 
-SUITES = ("stages", "growth", "search", "memory", "peers", "repeat")
+SUITES = ("stages", "growth", "search", "memory", "peers", "repeat", "systems")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Choice:
 
     Attributes:
         repeats: measurements a line.
-        category: of the images for peers and repeat; None: an embedded one, for repeat.
+        category: of the images for peers, repeat and systems; None: an embedded one, but for peers.
         peer: a Python that can import anomalib, for the peers.
         folder: for temporary files; None: the system's.
     """
@@ -60,9 +61,10 @@ def bench(suites: Sequence[str], choice: Choice = Choice(), say: Callable[[str],
     Raises:
         ValueError: if a suite is unknown, or needs a category or a peer that was not named.
     """
-    from rcp.bench import growth, memory, peers, repeat, search, stages  # here: each suite imports what it measures
+    from rcp.bench import growth, memory, peers, repeat, search, stages, systems  # here: each suite imports what it measures
 
-    known = {"stages": stages, "growth": growth, "search": search, "memory": memory, "peers": peers, "repeat": repeat}
+    known = {"stages": stages, "growth": growth, "search": search, "memory": memory, "peers": peers, "repeat": repeat,
+             "systems": systems}  # fmt: skip
     for name in suites:
         if name not in known:
             raise ValueError(f"bench knows no suite {name!r}; there are {', '.join(SUITES)}")
