@@ -37,7 +37,7 @@ def found(folder: Path, names) -> dict:
 
 def without_times(value):
     if isinstance(value, dict):
-        return {key: without_times(one) for key, one in value.items() if key not in ("seconds", "threads")}
+        return {key: without_times(one) for key, one in value.items() if key not in ("seconds", "threads", "cost")}
     return [without_times(one) for one in value] if isinstance(value, list) else value
 
 

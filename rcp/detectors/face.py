@@ -108,10 +108,12 @@ class Detector:
         Raises:
             RuntimeError: before `fit`.
         """
-        self._check_fitted()
-        tensors = self._state() | (self.calibration.tensors() if self.calibration is not None else {})
-        settings, fitted_on = self.settings() | self._learned(), self._fitted_record()
-        return write_model(path, ModelFile(self.kind, settings, self.backbone_record(), fitted_on, tensors))
+        tensors, settings = self._all_tensors(), self.settings() | self._learned()
+        return write_model(path, ModelFile(self.kind, settings, self.backbone_record(), self._fitted_record(), tensors))
+
+    def nbytes(self) -> int:
+        """Return the bytes of all that `fit` left, as `save` writes them; a RuntimeError before `fit`."""
+        return sum(tensor.nbytes for tensor in self._all_tensors().values())
 
     def backbone_record(self) -> dict[str, str]:
         """Return which weights the features came from: tag, source and hash."""
@@ -169,6 +171,10 @@ class Detector:
         """Raise a RuntimeError before `fit` or `load`."""
         if not self._is_fitted():
             raise RuntimeError(f"this {type(self).__name__} has no {self.missing} yet: call fit(images) or load(folder) first")
+
+    def _all_tensors(self) -> dict[str, Tensor]:
+        self._check_fitted()
+        return self._state() | (self.calibration.tensors() if self.calibration is not None else {})
 
     def _is_fitted(self) -> bool:
         raise NotImplementedError

@@ -193,8 +193,7 @@ class TrainedDetector(PixelDetector):
     def _fit(self, pixels: Tensor, generator: torch.Generator) -> Normal:
         learned, held = held_out(len(pixels), self.options.held_out, generator)
         self.history = self._learn(pixels[learned], pixels[held], generator)
-        with self.stopwatch("calibration"):
-            return self._scores_of(pixels[held])
+        return self._scores_of(pixels[held])
 
     def _learn(self, pixels: Tensor, held: Tensor, generator: torch.Generator) -> list[StepRecord]:
         """Train on (n, 3, h, w) uint8 and return the history; `held` are images to set scales on, not to train on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rcp.experiments.results import SCHEMA, Results, write_collection
 from rcp.experiments.watch import Group
 from rcp.files import read_json
 
-KEPT = ("metrics", "probes", "memory_rows", "seconds")  # of each state; images only where they are asked for
+KEPT = ("metrics", "probes", "memory_rows", "cost", "seconds")  # of each state; images only where they are asked for
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
         metrics: shares; d_prime as a number; None where undefined.
         probes: position_r2, position_share, effective_rank (`rcp.probes`).
         last: whether this is the end of the training.
+        cost: fit_seconds, image_seconds, state_bytes (`rcp.experiments.measure`); empty in results from before they were kept.
     """
 
     data: str
@@ -37,6 +38,7 @@ class Row:
     metrics: dict[str, float | None]
     probes: dict[str, float]
     last: bool = True
+    cost: dict[str, float] = field(default_factory=dict)
 
 
 def collect(grid: Grid, groups: Sequence[Group], folder: str | Path, path: str | Path, *, images: bool = False) -> Path:
@@ -108,5 +110,5 @@ def _rows(cells: list[dict[str, Any]]) -> list[Row]:
         names = {key: cell[key] for key in ("data", "category", "backbone", "method", "varied", "seed")}
         for epoch, state in cell.get("snapshots", {}).items():
             rows.append(Row(**names, epoch=int(epoch), metrics=state["metrics"], probes=state.get("probes", {}), last=False))
-        rows.append(Row(**names, epoch=cell.get("epochs"), metrics=cell["metrics"], probes=cell.get("probes", {})))
+        rows.append(Row(**names, epoch=cell.get("epochs"), metrics=cell["metrics"], probes=cell.get("probes", {}), cost=cell.get("cost", {})))
     return rows

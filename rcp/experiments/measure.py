@@ -91,6 +91,7 @@ class Material:
         train, test: features of both splits; for the other systems their `Pixels`.
         limit: a bound on memory.
         trainings: what cells have trained on it, for the next ones.
+        seconds: what it took to make `train` and `test`: a part of every cell's own cost.
     """
 
     category: Category
@@ -99,6 +100,7 @@ class Material:
     test: Sequence[PatchFeatures | Pixels]
     limit: MemoryLimit = MemoryLimit()
     trainings: Trainings = field(default_factory=Trainings, repr=False, compare=False)
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def measure(cell: Cell, material: Material) -> dict[str, Any]:
@@ -110,8 +112,8 @@ def measure(cell: Cell, material: Material) -> dict[str, Any]:
 
     Returns:
         `metrics` (shares; d′ as a number), `probes`, `images` (defect and score of every test image), `history` and
-        `snapshots` (epoch → metrics and probes) where it trains, `seconds` (of what was done: a training that an earlier
-        cell has left is not in it).
+        `snapshots` (epoch → metrics and probes) where it trains, `cost` (`_cost`), `seconds` (of what was done: a training that
+        an earlier cell has left is not in it).
 
     Raises:
         ValueError: as the detectors do.
@@ -221,13 +223,29 @@ def _state(detector: Detector | Ensemble, material: Material, cell: Cell) -> dic
     result = evaluate(detector, material.category.test, features=features, protocol=cell.protocol)
     values = {name: result.metrics[name] for name in METRICS}
     values["d_prime"] = metrics.dprime(result.labels, result.scores.image_scores)
-    found = {"metrics": _rounded(values), "images": _image_rows(result)}
+    found = {"metrics": _rounded(values), "images": _image_rows(result), "cost": _cost(detector, result, material)}
     if isinstance(detector, BankDetector):
         found["memory_rows"] = detector.fitted_on["memory_rows"]
         found["probes"] = _probes(detector, material.train[0], cell.seed)
     if result.verdict:
         found["verdict"] = asdict(result.verdict)
     return found
+
+
+def _cost(detector: Detector | Ensemble, result: Result, material: Material) -> dict[str, float]:
+    """Seconds from files to the fitted detector, and an image's from its file to its score; bytes of what `save` writes.
+
+    What the cells of a group share (decoding, features) counts for each of them as if it had been alone; a training that an
+    earlier cell left counts nothing, as it was not done.
+    """
+    members = detector.members if isinstance(detector, Ensemble) else [detector]
+    fitting = sum(one.stopwatch.seconds.get(stage, 0.0) for one in members for stage in ("training", "coreset", "calibration"))
+    scoring = detector.stopwatch.seconds["scoring"]
+    made, looked = material.seconds
+    return {
+        "fit_seconds": round(made + fitting, 3), "image_seconds": round((looked + scoring) / len(result.scores), 5),
+        "state_bytes": sum(one.nbytes() for one in members),
+    }  # fmt: skip
 
 
 def _probes(detector: BankDetector, features: PatchFeatures, seed: int) -> dict[str, float]:

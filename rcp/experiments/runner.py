@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -188,11 +189,15 @@ def _material(category: Category, cell: Cell, machine: Machine, folder: str) -> 
         Path(machine.scratch).mkdir(parents=True, exist_ok=True)  # it may be another machine's
     limit = MemoryLimit(machine.max_memory, (machine.scratch or folder) if machine.max_memory else None)
     extractors = [PatchExtractor(features, device=machine.device) for features in cell.features]
-    if cell.looks_at_pixels:
-        train, test = ([load_pixels(s, cell.features[0].geometry, limit=limit)] for s in (category.train, category.test))
-    else:
-        train, test = ([e.extract(s, limit=limit) for e in extractors] for s in (category.train, category.test))
-    return Material(category, extractors, train, test, limit)
+    made, seconds = [], []
+    for split in (category.train, category.test):
+        started = time.perf_counter()
+        if cell.looks_at_pixels:
+            made.append([load_pixels(split, cell.features[0].geometry, limit=limit)])
+        else:
+            made.append([extractor.extract(split, limit=limit) for extractor in extractors])
+        seconds.append(time.perf_counter() - started)
+    return Material(category, extractors, *made, limit, seconds=tuple(seconds))
 
 
 def said(error: BaseException) -> str:
