@@ -179,9 +179,11 @@ def _trained(cell: Cell, material: Material) -> dict[str, Any]:
     last = cell.training.epochs
     detector = detector or _given(cell, training.weights[last], material)
     found = _state(detector, material, cell) | {"history": [_rounded(asdict(record)) for record in training.history]}
-    found["snapshots"] = {
-        str(epoch): _state(_given(cell, training.weights[epoch], material), material, cell) for epoch in cell.snapshots
-    }
+    found["snapshots"] = {}
+    for epoch in cell.snapshots:
+        state = _state(_given(cell, training.weights[epoch], material), material, cell)
+        del state["cost"]  # of a training that was done for another
+        found["snapshots"][str(epoch)] = state
     return found
 
 
