@@ -441,4 +441,4 @@ def test_what_is_missing_is_counted_and_other_files_are_no_collections(reference
 def test_times_are_no_part_of_what_is_compared(reference):
     folder, groups = reference
     record = Results(folder).read(groups[0].names[0])
-    assert without_times(record).keys() == record.keys() - {"seconds", "threads"}
+    assert without_times(record).keys() == record.keys() - {"seconds", "threads", "cost"}

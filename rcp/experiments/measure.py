@@ -27,6 +27,7 @@ from rcp.pixels import Pixels
 from rcp.ports import PortedReConPatch
 from rcp.probes import effective_rank, position_probe, position_share
 from rcp.store import MemoryLimit
+from rcp.timing import MemoryWatch
 
 PROBED = 40  # images whose patches the probes look at,
 PROBED_BYTES = 2**27  # or fewer, so that these stay below
@@ -120,14 +121,16 @@ def measure(cell: Cell, material: Material) -> dict[str, Any]:
         KeyboardInterrupt: if the training was interrupted: no result must claim epochs that were not run.
     """
     started = time.perf_counter()
-    if cell.looks_at_pixels:
-        found = _system(cell, material)
-    elif len(cell.features) > 1:
-        found = _state(_ensemble(cell, material), material, cell)
-    elif cell.training is not None:
-        found = _trained(cell, material)
-    else:
-        found = _state(_detector(cell, 0, material).fit(material.train[0]), material, cell)
+    with MemoryWatch() as memory:
+        if cell.looks_at_pixels:
+            found = _system(cell, material)
+        elif len(cell.features) > 1:
+            found = _state(_ensemble(cell, material), material, cell)
+        elif cell.training is not None:
+            found = _trained(cell, material)
+        else:
+            found = _state(_detector(cell, 0, material).fit(material.train[0]), material, cell)
+    found["cost"]["peak_bytes"] = memory.peak_bytes
     return found | {"seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -237,7 +240,7 @@ def _state(detector: Detector | Ensemble, material: Material, cell: Cell) -> dic
 def _cost(detector: Detector | Ensemble, result: Result, material: Material) -> dict[str, float]:
     """Seconds from files to the fitted detector, and an image's from its file to its score; bytes of what `save` writes.
 
-    What the cells of a group share (decoding, features) counts for each of them as if it had been alone; a training that an
+    (`measure` adds the peak of the process's own memory, with libraries, network, and what the cells of the group share.) What the cells of a group share (decoding, features) counts for each of them as if it had been alone; a training that an
     earlier cell left counts nothing, as it was not done.
     """
     members = detector.members if isinstance(detector, Ensemble) else [detector]

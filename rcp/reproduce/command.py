@@ -26,7 +26,7 @@ from rcp.reproduce.cost import check_images, grid_of, predict
 from rcp.reproduce.figures import FIGURES
 from rcp.reproduce.pace import Pace, told
 from rcp.reproduce.setup import DATA, QUICK, QUICK_SEEDS, SEEDS, TITLES, Setup, check_named
-from rcp.reproduce.sheet import Sheet
+from rcp.reproduce.sheet import SYSTEMS, Sheet, name_of
 from rcp.reproduce.tables import misfit, sheet
 
 TABLES = tuple(f"table{number}" for number in range(1, 8))
@@ -94,7 +94,7 @@ def reproduce(given: argparse.Namespace) -> int:
     outcome = run(merged(plans), out / CELLS, given) if sheets else None
     for one, groups in zip(sheets, plans, strict=True):
         table = finish(one, groups, setup, root, out)
-        print(f"table{table.number}: {', '.join(path.as_posix() for path in render.write(table, out))}")
+        print(f"{name_of(table.number)}: {', '.join(path.as_posix() for path in render.write(table, out))}")
     status = report(outcome, out / CELLS) if sheets else 0
     drawn = pictures.draw(figures, setup, root, out, machine=where, say=_say)
     for path in drawn.paths:
@@ -106,7 +106,7 @@ def reproduce(given: argparse.Namespace) -> int:
 
 def _used(sheets: list[Sheet], figures: list[str], setup: Setup) -> dict[str, list[Preset]]:
     """Table or figure → the presets that it uses."""
-    return {f"table{one.number}": list(one.presets) for one in sheets} | {name: [setup.preset(pictures.PRESET)] for name in figures}
+    return {name_of(one.number): list(one.presets) for one in sheets} | {name: [setup.preset(pictures.PRESET)] for name in figures}
 
 
 def _figures(what: list[str]) -> list[str]:
@@ -135,7 +135,7 @@ def finish(one: Sheet, groups: list[Group], setup: Setup, root: Path, out: Path)
         out: where the cells lie in `cells`.
     """
     results = Results(out / CELLS)
-    rows = read_rows(collect(one.grid, groups, out / CELLS, out / f"table{one.number}.json"))
+    rows = read_rows(collect(one.grid, groups, out / CELLS, out / f"{name_of(one.number)}.json"))
     every = [(cell, name) for group in groups for cell, name in zip(group.cells, group.names, strict=True)]
     lost = results.failed(name for _, name in every) - results.done(name for _, name in every)
     failures = [Failure(cell.names(), results.error(name)) for cell, name in every if name in lost]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from rcp.experiments.collection import Row
 from rcp.published import Number
 from rcp.reproduce.setup import Setup, means, published_name
-from rcp.reproduce.sheet import Line, Sheet
+from rcp.reproduce.sheet import METRICS, Line, Sheet
 
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
 NAMES = {"mean": "mean", "mean_object": "mean of objects", "mean_texture": "mean of textures"}
 
 
@@ -64,6 +63,7 @@ class Table:
         reasons: why the two columns differ, as far as it is known for the whole table.
         entries: its rows, those of one category side by side.
         footnotes: sentences that rows and numbers refer to, by position from 1.
+        metrics: our names of the metrics, and how the head calls them.
     """
 
     number: int
@@ -72,6 +72,7 @@ class Table:
     reasons: tuple[str, ...]
     entries: tuple[Entry, ...]
     footnotes: tuple[str, ...]
+    metrics: Mapping[str, str] = field(default_factory=lambda: METRICS)
 
 
 @dataclass
@@ -111,12 +112,13 @@ def compare(
     work, entries = _Work(sheet, setup, rows, failures), []
     for category in work.categories():
         entries += [entry for line in sheet.lines if (entry := work.entry(line, category)) is not None]
-    return Table(sheet.number, sheet.title, caption, tuple(reasons), tuple(entries), tuple(work.footnotes.sentences))
+    return Table(sheet.number, sheet.title, caption, tuple(reasons), tuple(entries), tuple(work.footnotes.sentences), sheet.metrics)
 
 
 class _Work:
     def __init__(self, sheet: Sheet, setup: Setup, rows: Sequence[Row], failures: Sequence[Failure]):
         self.setup, self.rows, self.failures, self.footnotes = setup, rows, failures, _Footnotes()
+        self.metrics = sheet.metrics
         self.means = means(setup)
         self.part = f"mean of these {len(setup.categories)}" if setup.missing and len(setup.categories) > 1 else None
         named = {number.category for line in sheet.lines for number in line.published}
@@ -131,7 +133,7 @@ class _Work:
     def entry(self, line: Line, category: str) -> Entry | None:
         numbers = [number for number in line.published if number.category == category]
         sources = list(dict.fromkeys(number.source for number in numbers))
-        values = {metric: self._value(line, category, metric) for metric in METRICS}
+        values = {metric: self._value(line, category, metric) for metric in self.metrics}
         if not any(value.published is not None or value.measured is not None or value.measured_notes for value in values.values()):
             return None
         if not numbers and any(value.published is not None for value in values.values()):

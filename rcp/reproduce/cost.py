@@ -9,7 +9,7 @@ from rcp.backbones import Backbone, WeightsError, load_backbone
 from rcp.estimate import size
 from rcp.features import STORED, FeatureSettings
 from rcp.reproduce.pace import Training, of_cells
-from rcp.reproduce.sheet import Sheet
+from rcp.reproduce.sheet import Sheet, name_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cost:
     trainings: Mapping[tuple, Training]
 
     def __str__(self) -> str:
-        lines = [f"table{self.number}: {self.cells} cells that share {self.groups} sets of features; of these, in bytes at most:"]
+        lines = [f"{name_of(self.number)}: {self.cells} cells that share {self.groups} sets of features; of these, in bytes at most:"]
         lines += [f"  {what}: {size(count)} ({category})" for what, category, count in self.largest]
         return "\n".join(lines)
 

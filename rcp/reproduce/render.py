@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcp.files import write_atomically
-from rcp.reproduce.compare import METRICS, Entry, Table, Value
+from rcp.reproduce.compare import Entry, Table, Value
+from rcp.reproduce.sheet import name_of
 
 COLUMNS = (
     "table", "category", "method", "metric", "published", "source", "measured", "std", "seeds", "difference", "notes",
@@ -32,8 +33,8 @@ def markdown(table: Table) -> str:
     lines = [f"# {table.title}", "", table.caption, ""]
     if table.reasons:
         lines += ["Why the columns may differ, as far as it is known:", "", *(f"* {one}" for one in table.reasons), ""]
-    lines.append("| " + " | ".join(_head()) + " |")
-    lines.append("|---|---|" + "---:|" * (3 * len(METRICS)) + "---|---|")
+    lines.append("| " + " | ".join(_head(table)) + " |")
+    lines.append("|---|---|" + "---:|" * (3 * len(table.metrics)) + "---|---|")
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(entry)) + " |" for entry in table.entries]
     if table.footnotes:
         lines += ["", *(f"* [{number}] {one}" for number, one in enumerate(table.footnotes, start=1))]
@@ -58,7 +59,7 @@ def as_csv(table: Table) -> str:
             difference = "" if value.difference is None else f"{value.difference:.4f}"
             source = entry.source if published else ""
             writer.writerow(
-                [table.number, entry.category, entry.label, metric, published, source, *numbers, value.seeds, difference, notes]
+                [table.number or name_of(table.number), entry.category, entry.label, metric, published, source, *numbers, value.seeds, difference, notes]
             )
     return text.getvalue()
 
@@ -69,8 +70,8 @@ def latex(table: Table) -> str:
     Args:
         table: from `rcp.reproduce.compare.compare`.
     """
-    columns = "ll" + "rrr" * len(METRICS) + "ll"
-    head = " & ".join(tex(one) for one in _head()) + r" \\"
+    columns = "ll" + "rrr" * len(table.metrics) + "ll"
+    head = " & ".join(tex(one) for one in _head(table)) + r" \\"
     lines = [
         r"% needs \usepackage{booktabs,longtable}; it is wide: put it on a landscape page", r"{\footnotesize", rf"\begin{{longtable}}{{{columns}}}",
         rf"\caption{{{tex(table.title + '. ' + table.caption)}}}\\", r"\toprule", head, r"\midrule", r"\endhead",
@@ -106,7 +107,7 @@ def tex(text: str) -> str:
 
 
 def write(table: Table, folder: str | Path) -> list[Path]:
-    """Write table<n>.md, .csv and .tex into a folder; return their paths.
+    """Write table<n>.md, .csv and .tex (systems.md, …) into a folder; return their paths.
 
     Args:
         table: from `rcp.reproduce.compare.compare`.
@@ -114,14 +115,14 @@ def write(table: Table, folder: str | Path) -> list[Path]:
     """
     written = []
     for suffix, text in ((".md", markdown(table)), (".csv", as_csv(table)), (".tex", latex(table))):
-        path = Path(folder) / f"table{table.number}{suffix}"
+        path = Path(folder) / f"{name_of(table.number)}{suffix}"
         written.append(write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")))
     return written
 
 
-def _head() -> list[str]:
+def _head(table: Table) -> list[str]:
     return ["category", "method", *(f"{name}: {column}" if column == "published" else column
-            for name in METRICS.values() for column in ("published", "measured", "difference")), "published in", "notes"]  # fmt: skip
+            for name in table.metrics.values() for column in ("published", "measured", "difference")), "published in", "notes"]  # fmt: skip
 
 
 def _cells(entry: Entry) -> list[str]:

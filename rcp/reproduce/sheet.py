@@ -11,6 +11,14 @@ from rcp.experiments.collection import Row
 from rcp.presets import Preset
 from rcp.published import Number
 
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}  # the paper's
+SYSTEMS = 0  # the number of the table of the other systems, which is none of the paper's
+
+
+def name_of(number: int) -> str:
+    """Return how the command and its files call a table: "table5", or "systems"."""
+    return f"table{number}" if number != SYSTEMS else "systems"
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -62,13 +70,14 @@ class Sheet:
     """A table before it is measured.
 
     Attributes:
-        number: of the paper's table.
+        number: of the paper's table; `SYSTEMS` for that of the other systems.
         title: what it is about.
         grid: what is to be measured.
         lines: its rows.
         presets: the settings that it uses, as they are measured.
         paper: the same as the paper has them.
         remarks: sentences that hold for all of it.
+        metrics: our names of its metrics, and how its head calls them.
     """
 
     number: int
@@ -78,3 +87,4 @@ class Sheet:
     presets: tuple[Preset, ...]
     paper: tuple[Preset, ...]
     remarks: tuple[str, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=lambda: METRICS)
