@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -16,11 +17,10 @@ from rcp.data import Category
 from rcp.experiments import Results, plan
 from rcp.experiments.collection import collect, read_rows
 from rcp.experiments.command import FAILURES, add_machine_options, machine, report, run
-from rcp.experiments.runner import Known
+from rcp.experiments.runner import Known, Machine
 from rcp.experiments.watch import Group
-from rcp.features import STORED
-from rcp.presets import Preset
-from rcp.reproduce import copies, pictures, render, words
+from rcp.features import STORED, choose_device
+from rcp.reproduce import copies, pictures, render, systems, words
 from rcp.reproduce.compare import Failure, Table, compare
 from rcp.reproduce.cost import check_images, grid_of, predict
 from rcp.reproduce.figures import FIGURES
@@ -29,7 +29,7 @@ from rcp.reproduce.setup import DATA, QUICK, QUICK_SEEDS, SEEDS, TITLES, Setup, 
 from rcp.reproduce.sheet import SYSTEMS, Sheet, name_of
 from rcp.reproduce.tables import misfit, sheet
 
-TABLES = tuple(f"table{number}" for number in range(1, 8))
+TABLES = (*(name_of(number) for number in range(1, 8)), name_of(SYSTEMS))
 DRAWN = tuple(FIGURES)
 CELLS = "cells"  # below --out: a result file a cell
 ABOUT = f"""\
@@ -39,12 +39,14 @@ what is missing; a killed one loses at most the cell in flight. A cell that fail
 is {FAILURES}. ReConPatch always stands beside PatchCore and an untrained f on the same features.
 """
 EXAMPLES = """\
+systems: all systems side by side, each with its own paper's numbers, and what each costs
 tables: 1 coreset, 2 width of f, 3 patch size and levels, 4 image quality, 5 categories, 6 ensembles (MVTec AD), 7 BTAD
 figures: 3 UMAP over the epochs, 4 histogram of image scores with d', 5 contours of maps; each drawn from its result file
 
 examples:
   rcp reproduce table5 --data mvtec DIR                       the paper's Table 5, on its backbones
   rcp reproduce table7 --data btad DIR --backbone embedded    without fetching weights
+  rcp reproduce systems --data mvtec DIR --backbone embedded  all systems in their teaching presets
   rcp reproduce all --data synthetic DIR --quick              the whole path, on drawn pictures
 """
 
@@ -94,7 +96,10 @@ def reproduce(given: argparse.Namespace) -> int:
     outcome = run(merged(plans), out / CELLS, given) if sheets else None
     for one, groups in zip(sheets, plans, strict=True):
         table = finish(one, groups, setup, root, out)
-        print(f"{name_of(table.number)}: {', '.join(path.as_posix() for path in render.write(table, out))}")
+        paths = render.write(table, out)
+        if table.number == SYSTEMS:
+            paths += systems.write_costs(read_rows(out / f"{name_of(SYSTEMS)}.json"), _this_machine(where), out)
+        print(f"{name_of(table.number)}: {', '.join(path.as_posix() for path in paths)}")
     status = report(outcome, out / CELLS) if sheets else 0
     drawn = pictures.draw(figures, setup, root, out, machine=where, say=_say)
     for path in drawn.paths:
@@ -104,9 +109,14 @@ def reproduce(given: argparse.Namespace) -> int:
     return FAILURES if drawn.failures else status
 
 
-def _used(sheets: list[Sheet], figures: list[str], setup: Setup) -> dict[str, list[Preset]]:
-    """Table or figure → the presets that it uses."""
-    return {name_of(one.number): list(one.presets) for one in sheets} | {name: [setup.preset(pictures.PRESET)] for name in figures}
+def _this_machine(where: Machine) -> str:
+    return f"{os.cpu_count()} cores, device {choose_device(where.device)}"
+
+
+def _used(sheets: list[Sheet], figures: list[str], setup: Setup) -> dict[str, set[str]]:
+    """Table or figure → the backbones that it uses."""
+    found = {name_of(one.number): {features.backbone for features in one.grid.backbones.values()} for one in sheets}
+    return found | {name: {one.backbone for one in setup.preset(pictures.PRESET).features} for name in figures}
 
 
 def _figures(what: list[str]) -> list[str]:
@@ -214,10 +224,10 @@ def _models() -> set[str]:
 
 
 def _sheets(what: list[str], setup: Setup) -> list[Sheet]:
-    numbers = [int(one.removeprefix("table")) for one in dict.fromkeys(what) if one in TABLES]
+    numbers = [SYSTEMS if one == name_of(SYSTEMS) else int(one.removeprefix("table")) for one in dict.fromkeys(what) if one in TABLES]
     if "all" not in what:
-        return [sheet(number, setup) for number in numbers]
-    found = []
+        return [systems.sheet(setup) if number == SYSTEMS else sheet(number, setup) for number in numbers]
+    found = [systems.sheet(setup)] if SYSTEMS in numbers else []
     for number in range(1, 8):
         why = None if number in numbers else misfit(number, setup)
         if why:

@@ -48,11 +48,13 @@ def predict(sheet: Sheet, images: Mapping[str, tuple[int, int]], loaded: dict[Fe
     """
     cells = sheet.grid.cells(lambda data: list(images))
     largest = {}
-    for features in dict.fromkeys(cell.features for cell in cells):
-        counts = {name: sum(images[name]) * sum(_bytes(one, loaded) for one in features) for name in images}
+    for features, pixels in dict.fromkeys((cell.features, cell.looks_at_pixels) for cell in cells):
+        a_picture = _pixels(features[0]) if pixels else sum(_bytes(one, loaded) for one in features)
+        what = "decoded images, {}x{}".format(*_crop(features[0])) if pixels else _what(features, loaded)
+        counts = {name: sum(images[name]) * a_picture for name in images}
         name = max(counts, key=counts.get)
-        largest[_what(features, loaded)] = (_what(features, loaded), name, counts[name])
-    groups = {(cell.data, cell.category, cell.features) for cell in cells}
+        largest[what] = (what, name, counts[name])
+    groups = {(cell.data, cell.category, cell.features, cell.looks_at_pixels) for cell in cells}
     train = {name: train for name, (train, _) in images.items()}
     grids = {one: grid_of(one, loaded) for cell in cells for one in cell.features}
     return Cost(sheet.number, len(cells), len(groups), tuple(largest.values()), of_cells(cells, train, grids))
@@ -89,8 +91,18 @@ def _stride_and_width(features: FeatureSettings) -> tuple[int, int]:
 
 
 def _patches(features: FeatureSettings, stride: int) -> tuple[int, int]:
-    h, w = features.crop if isinstance(features.crop, tuple) else (features.crop, features.crop)
+    h, w = _crop(features)
     return -(-h // stride), -(-w // stride)
+
+
+def _crop(features: FeatureSettings) -> tuple[int, int]:
+    return features.crop if isinstance(features.crop, tuple) else (features.crop, features.crop)
+
+
+def _pixels(features: FeatureSettings) -> int:
+    """Bytes of one decoded image."""
+    h, w = _crop(features)
+    return 3 * h * w
 
 
 def _what(features: Sequence[FeatureSettings], loaded: dict[FeatureSettings, tuple[int, int]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,14 +95,14 @@ def check_weights(setup: Setup, table: int, used: list[Preset]) -> None:
         raise ValueError(f"table{table} needs the weights of {', '.join(names)}: give each with --weights NAME=FILE")
 
 
-def check_named(setup: Setup, used: Mapping[str, Sequence[Preset]]) -> None:
+def check_named(setup: Setup, used: Mapping[str, Set[str]]) -> None:
     """Raise a ValueError if a weight file is given for a backbone that nothing takes: it would be ignored.
 
     Args:
         setup: what was asked for.
-        used: name of a table or figure → the presets that it uses.
+        used: name of a table or figure → the backbones that it uses.
     """
-    names = {one.backbone for presets_ in used.values() for preset in presets_ for one in preset.features}
+    names = set().union(*used.values())
     unknown = [name for name in setup.weights if name and name not in names]
     if unknown:
         verb = "takes" if len(used) == 1 else "take"
