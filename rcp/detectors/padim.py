@@ -13,8 +13,10 @@ Source: Defard et al., *PaDiM: a Patch Distribution Modeling Framework for Anoma
 workshops (arXiv 2011.08785).
 
 Where we differ: coarser levels are brought to the finest grid bilinearly (the paper repeats the nearest), and so are maps
-(the paper: bicubically). Σ is kept as its Cholesky factor, in float32; it is computed, and used, in float64. What a held-out
-normal image scores is known exactly, without fitting again (`leave_one_out`).
+(the paper: bicubically). An image's score is the largest of its distances before smoothing, as the paper's text has it;
+published re-implementations take it after. Σ is kept as its Cholesky factor, in float32; it is computed, and used, in float64.
+What a held-out normal image scores is known exactly, without fitting again (`leave_one_out`); principal components alone have
+seen it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rcp.detectors.reduced import covariance, principal_map
 from rcp.features import FeatureSettings
 from rcp.modelfile import ModelFile
 from rcp.pixels import AT_A_TIME
-from rcp.scoring import image_scores, pixel_maps
+from rcp.scoring import image_scores
 from rcp.store import MemoryLimit, Store
 
 REDUCTIONS = ("random", "pca")
@@ -226,7 +228,7 @@ class PaDiM(PixelDetector):
             return None
         with self.stopwatch("calibration"):
             grids = leave_one_out(flat, self.options.epsilon, device=self._where).view(n, h, w)
-            return self._image_scores(grids, pixels.shape[2:]), grids
+            return image_scores(grids), grids
 
     @torch.inference_mode()
     def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,11 +238,7 @@ class PaDiM(PixelDetector):
             raise ValueError(f"these images have {found} positions, the Gaussians {known}: PaDiM needs images of one size")
         rows = features.flatten(1, 2).to(self._where)
         grids = mahalanobis(rows, self.mean.flatten(0, 1), self.factor.flatten(0, 1)).view(features.shape[:3])
-        return self._image_scores(grids, pixels.shape[2:]), grids
-
-    def _image_scores(self, grids: Tensor, size: tuple[int, int]) -> Tensor:
-        """The largest number of each smoothed map (section III.C: of the map)."""
-        return image_scores(pixel_maps(grids, tuple(size), self.smoothing))
+        return image_scores(grids), grids
 
     def _features(self, pixels: Tensor) -> Tensor:
         """(b, H, W, d) float32 on the extractor's device."""
