@@ -26,6 +26,8 @@ keep_freed_memory()
 from rcp import coreset, loss, metrics, scoring, similarity, synthetic  # noqa: E402
 from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
 from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
+from rcp.detectors.histogram import BrightnessHistogram, BrightnessHistogramOptions  # noqa: E402
+from rcp.detectors.mkd import MKD, MKDOptions  # noqa: E402
 from rcp.evaluation import Result, evaluate  # noqa: E402
 from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
 from rcp.head import TrainSettings  # noqa: E402
@@ -34,9 +36,13 @@ from rcp.store import MemoryLimit  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "MKD",
     "BankSettings",
+    "BrightnessHistogram",
+    "BrightnessHistogramOptions",
     "Ensemble",
     "FeatureSettings",
+    "MKDOptions",
     "MemoryLimit",
     "PatchCore",
     "PatchExtractor",

@@ -8,6 +8,8 @@ from pathlib import Path
 from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.face import Detector
+from rcp.detectors.histogram import BrightnessHistogram
+from rcp.detectors.mkd import MKD
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.pixel import PixelDetector
 from rcp.detectors.reconpatch import ReConPatch
@@ -15,7 +17,7 @@ from rcp.detectors.reduced import ReducedPatchCore
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
-KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore)}
+KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, MKD)}
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
 
@@ -44,5 +46,5 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["BankDetector", "BankSettings", "Detector", "Ensemble", "PatchCore", "PixelDetector", "ReConPatch",
-           "ReducedPatchCore", "Scores", "load"]  # fmt: skip
+__all__ = ["MKD", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PatchCore", "PixelDetector",
+           "ReConPatch", "ReducedPatchCore", "Scores", "load"]  # fmt: skip
