@@ -28,6 +28,8 @@ from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
 from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
 from rcp.detectors.histogram import BrightnessHistogram, BrightnessHistogramOptions  # noqa: E402
 from rcp.detectors.mkd import MKD, MKDOptions  # noqa: E402
+from rcp.detectors.padim import PaDiM, PaDiMOptions  # noqa: E402
+from rcp.detectors.spade import SPADE, SPADEOptions  # noqa: E402
 from rcp.evaluation import Result, evaluate  # noqa: E402
 from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
 from rcp.head import TrainSettings  # noqa: E402
@@ -44,11 +46,15 @@ __all__ = [
     "FeatureSettings",
     "MKDOptions",
     "MemoryLimit",
+    "PaDiM",
+    "PaDiMOptions",
     "PatchCore",
     "PatchExtractor",
     "PatchFeatures",
     "ReConPatch",
     "Result",
+    "SPADE",
+    "SPADEOptions",
     "Scores",
     "TrainSettings",
     "btad",

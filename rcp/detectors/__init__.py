@@ -10,14 +10,16 @@ from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.face import Detector
 from rcp.detectors.histogram import BrightnessHistogram
 from rcp.detectors.mkd import MKD
+from rcp.detectors.padim import PaDiM
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.pixel import PixelDetector
 from rcp.detectors.reconpatch import ReConPatch
 from rcp.detectors.reduced import ReducedPatchCore
+from rcp.detectors.spade import SPADE
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
-KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, MKD)}
+KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD)}
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
 
@@ -46,5 +48,5 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["MKD", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PatchCore", "PixelDetector",
-           "ReConPatch", "ReducedPatchCore", "Scores", "load"]  # fmt: skip
+__all__ = ["MKD", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PaDiM", "PatchCore", "PixelDetector",
+           "ReConPatch", "ReducedPatchCore", "SPADE", "Scores", "load"]  # fmt: skip
