@@ -199,6 +199,14 @@ def test_the_cloner_follows_a_source_that_rounds_odd_sizes_down():
     assert [tuple(m.shape) for m in cloned] == [(2, 4, 17, 23), (2, 6, 4, 5)]
 
 
+def test_critical_layers_are_linear_and_rectified_on_the_way_on():
+    cloner, entered = Cloner((4, 6), (4, 16), 3), []
+    cloner.stages[1].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    with torch.no_grad():
+        first, last = cloner(gaussian(2, 3, 32, 48), [(8, 12), (2, 3)])
+    assert float(first.min()) < 0 and float(last.min()) < 0 and torch.equal(entered[0], first.clamp_min(0))
+
+
 def test_every_stage_halves_as_often_as_the_stride_asks_so_that_nothing_is_stretched():
     x, grids = torch.zeros(1, 3, 70, 90), []
     cloner = Cloner((4, 5, 6), (4, 8, 32), 3)
@@ -255,8 +263,9 @@ def test_the_terms_are_balanced_on_the_untrained_cloner_unless_a_weight_is_given
     pixels = load_pixels(category.train, fitted.features.geometry).values[:4]
     source, cloner = fitted.extractor.maps(pixels), fitted._new_cloner(torch.Generator().manual_seed(3))
     weight = fitted._balance(cloner, pixels, source)
+    assert not cloner.stages[0][0][1].running_mean.any()  # nothing is learned from it yet
     with torch.no_grad():
-        cloned = cloner(fitted.extractor.normalised(pixels), [m.shape[-2:] for m in source])
+        cloned = cloner.eval()(fitted.extractor.normalised(pixels), [m.shape[-2:] for m in source])
     value, direction = mkd.value_distance(source, cloned).mean(), mkd.direction_distance(source, cloned).mean()
     assert weight * float(direction) == pytest.approx(float(value), rel=1e-5)
     assert other(fitted, direction_weight=0.5)._balance(cloner, pixels, source) == 0.5
@@ -318,10 +327,10 @@ def test_a_saved_detector_comes_back_to_the_bit(fitted, category, tmp_path):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tiny, category, tmp_path):
-    file, options = tmp_path / "training.safetensors", replace(SHORT, steps=20)
+    file, options = tmp_path / "training.safetensors", replace(SHORT, steps=10)
 
     def stop(record):
-        if record.step == 7:
+        if record.step == 4:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -333,11 +342,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(tiny, category, tmp_path)
     assert torch.equal(whole.score(category.test).image_scores, resumed.score(category.test).image_scores)
 
 
-def test_source_maps_in_a_mapped_file_serve_as_well(tiny, fitted, category, tmp_path, monkeypatch):
+def test_source_maps_in_a_mapped_file_serve_as_well(fitted, category, tmp_path, monkeypatch):
+    pixels, mapped = load_pixels(category.train, fitted.features.geometry).values, other(fitted)
+    mapped.limit = rcp.MemoryLimit(max_bytes=1, folder=tmp_path)
     monkeypatch.setattr(rcp.MemoryLimit, "fits", lambda self, count: self.max_bytes is None)
-    limit = rcp.MemoryLimit(max_bytes=1, folder=tmp_path)
-    mapped = MKD(tiny_levels(tiny), options=SHORT, device="cpu", limit=limit).fit(category.train)
-    assert torch.equal(mapped.score(category.test).image_scores, fitted.score(category.test).image_scores)
+    found, expected = mapped._source_maps(pixels.repeat(2, 1, 1, 1)), fitted._source_maps(pixels)
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two.repeat(2, 1, 1, 1))
 
 
 def test_a_backbone_in_bfloat16_gives_gradients_too(fitted, category):

@@ -131,7 +131,7 @@ def _block(before: int, after: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
 
 
-# --- the loss, section 3.1 ------------------------------------------------------------------------
+# --- the loss: what is trained, and an image's score ----------------------------------------------
 
 
 def value_distance(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Tensor:
@@ -144,7 +144,7 @@ def value_distance(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Tensor
     Returns:
         (b,), not negative.
 
-    Source: section 3.1, the value loss; each layer is divided by its number of neurons.
+    Source: the paper's value loss; each layer is divided by its number of neurons.
     """
     return sum((s - c).square().flatten(1).mean(1) for s, c in zip(source, cloned, strict=True))
 
@@ -154,17 +154,17 @@ def direction_distance(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Te
 
     Args and shapes as for `value_distance`; from 0 to twice the number of layers.
 
-    Source: section 3.1, the direction loss: neurons that are equally far off in value may point elsewhere.
+    Source: the paper's direction loss: activations that are equally far off in value may point elsewhere.
     """
     return sum(1 - F.cosine_similarity(s.flatten(1), c.flatten(1)) for s, c in zip(source, cloned, strict=True))
 
 
 def distillation_loss(source: Sequence[Tensor], cloned: Sequence[Tensor], direction_weight: float) -> Tensor:
-    """Return L_total = L_val + λ·L_dir (section 3.1), λ the direction's weight: what is trained, and an image's score, (b,)."""
+    """Return L_total = L_val + λ·L_dir, (b,), the paper's total loss: what is trained, and an image's score."""
     return value_distance(source, cloned) + direction_weight * direction_distance(source, cloned)
 
 
-# --- the map, section 3.3 -------------------------------------------------------------------------
+# --- the map: which pixels are to blame -----------------------------------------------------------
 
 
 def input_gradient(loss_of: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ def smooth_gradient(loss_of: Callable[[Tensor], Tensor], x: Tensor, noise: Tenso
     Returns:
         (b, 3, h, w).
 
-    Source: Smilkov et al., SmoothGrad, section 3.
+    Source: Smilkov et al., *SmoothGrad*.
     """
     spread = share * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))  # (b, 1, 1, 1)
     total = torch.zeros_like(x)
@@ -217,7 +217,7 @@ def guided(*networks: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: if a network has activations that are no rectifiers.
 
-    Source: Springenberg et al., section 3.4.
+    Source: Springenberg et al., *Striving for Simplicity*.
     """
 
     def cut(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -313,7 +313,7 @@ class MKD(TrainedDetector):
 
     @torch.no_grad()
     def _balance(self, cloner: Cloner, pixels: Tensor, source: list[Tensor]) -> float:
-        """λ: the one chosen, or what makes both terms equal on the untrained cloner (section 3.1)."""
+        """λ: the one chosen, or what makes both terms equal on the untrained cloner."""
         if self.options.direction_weight is not None:
             return self.options.direction_weight
         source = [m.to(self.extractor.device) for m in source]
