@@ -29,6 +29,8 @@ from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores,
 from rcp.detectors.histogram import BrightnessHistogram, BrightnessHistogramOptions  # noqa: E402
 from rcp.detectors.mkd import MKD, MKDOptions  # noqa: E402
 from rcp.detectors.padim import PaDiM, PaDiMOptions  # noqa: E402
+from rcp.detectors.rd4ad import RD4AD, RD4ADOptions  # noqa: E402
+from rcp.detectors.recontrast import ReContrast, ReContrastOptions  # noqa: E402
 from rcp.detectors.spade import SPADE, SPADEOptions  # noqa: E402
 from rcp.evaluation import Result, evaluate  # noqa: E402
 from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
@@ -39,6 +41,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MKD",
+    "RD4AD",
+    "SPADE",
     "BankSettings",
     "BrightnessHistogram",
     "BrightnessHistogramOptions",
@@ -51,9 +55,11 @@ __all__ = [
     "PatchCore",
     "PatchExtractor",
     "PatchFeatures",
+    "RD4ADOptions",
     "ReConPatch",
+    "ReContrast",
+    "ReContrastOptions",
     "Result",
-    "SPADE",
     "SPADEOptions",
     "Scores",
     "TrainSettings",

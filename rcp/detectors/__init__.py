@@ -13,13 +13,15 @@ from rcp.detectors.mkd import MKD
 from rcp.detectors.padim import PaDiM
 from rcp.detectors.patchcore import PatchCore
 from rcp.detectors.pixel import PixelDetector
+from rcp.detectors.rd4ad import RD4AD
 from rcp.detectors.reconpatch import ReConPatch
+from rcp.detectors.recontrast import ReContrast
 from rcp.detectors.reduced import ReducedPatchCore
 from rcp.detectors.spade import SPADE
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
-KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD)}
+KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD, RD4AD, ReContrast)}
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
 
@@ -48,5 +50,5 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["MKD", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PaDiM", "PatchCore", "PixelDetector",
-           "ReConPatch", "ReducedPatchCore", "SPADE", "Scores", "load"]  # fmt: skip
+__all__ = ["MKD", "RD4AD", "SPADE", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PaDiM",
+           "PatchCore", "PixelDetector", "ReConPatch", "ReContrast", "ReducedPatchCore", "Scores", "load"]  # fmt: skip
