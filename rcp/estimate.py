@@ -130,7 +130,9 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
     steps = options.steps if isinstance(detector, TrainedDetector) else 0
     some = min(n, options.batch_size + 2 if steps else 2 * PROBE)
     decoded, pixels = _timed(lambda: _first_pixels(detector, train, some))
+    loaded = detector.extractor  # before the copy, so that both share it
     probe = copy.copy(detector)
+    probe.extractor = loaded
     probe.stopwatch = Stopwatch()
     if steps:
         probe.options = replace(options, steps=min(steps, PROBE))

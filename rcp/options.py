@@ -25,10 +25,11 @@ LAYOUTS = ("auto", "mvtec", "btad", "visa", "folder")
 BACKBONES = "\n".join(f"  {name:20} {preset.tag:32} {preset.note}" for name, preset in PRESETS.items())
 
 OVERVIEW = """\
-Patch-based anomaly detection, opened up: PatchCore and ReConPatch.
+Patch-based anomaly detection, opened up: PatchCore, ReConPatch, and the systems that they are compared with.
 
 A frozen network describes every patch of the good images; a few of these rows are kept in a memory; an image is as
-anomalous as its patch that is farthest from the memory. ReConPatch first trains a linear layer on those rows.
+anomalous as its patch that is farthest from the memory. ReConPatch first trains a linear layer on those rows. The other
+systems keep a distribution, a student, a decoder, or a way to compare.
 """
 
 RUN = """\
@@ -49,6 +50,7 @@ examples:
   rcp run --data mvtec --category bottle --detector patchcore --out runs/bottle-patchcore
   rcp run --data mvtec --category pill --detector reconpatch --epochs 40 --seed 1 --out runs/pill-1
   rcp predict runs/pill-1 new/*.png
+  rcp run --data mvtec --category pill --detector padim --set dimension=60 --set reduction=pca
   rcp run --data mvtec --category pill --detector reconpatch --backbone wide_resnet101_2 --resize 512 \\
           --image-size 480 --epochs 120 --out runs/pill-paper
 """

@@ -16,7 +16,7 @@ def exact(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: if a whole number is asked for and a fraction given, or a number is given for yes or no, or the other way
-            round.
+            round, or a word for either.
     """
     return exact_by(_kinds_of(settings), given)
 
@@ -43,6 +43,8 @@ def _exact(name: str, value: Any, kinds: set[type]) -> Any:
         return int(value)
     if number and bool in kinds:
         raise ValueError(f"{name} must be true or false, got {value}")
+    if isinstance(value, str) and str not in kinds and kinds & {int, float, bool}:
+        raise ValueError(f"{name} must be {'true or false' if bool in kinds else 'a number'}, got {value!r}")
     if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
         raise ValueError(f"{name} must be a number, got {str(value).lower()}")
     return value

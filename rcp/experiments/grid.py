@@ -31,8 +31,10 @@ OPTIONS = {  # detector → what it can be told besides features, bank and train
     "reconpatch": {"reweight": "patch"},
     "ported": {"bug": None, "reweight": "patch"},
 } | {kind: asdict(system.Options()) for kind, system in SYSTEMS.items()}
+GENERALISTS = tuple(kind for kind, system in SYSTEMS.items() if hasattr(system, "pretrain"))  # they learn from other categories:
+OPTIONS |= {kind: {"auxiliary": "embedded"} | OPTIONS[kind] for kind in GENERALISTS}  # the embedded ones, or the same data set's
 TRAINED = ("reconpatch", "ported")
-CHOICES = {"variant": tuple(VARIANTS), "method": METHODS, "reweight": REWEIGHTS, "bug": (None, *BUGS)}
+CHOICES = {"variant": tuple(VARIANTS), "method": METHODS, "reweight": REWEIGHTS, "bug": (None, *BUGS), "auxiliary": ("embedded", "others")}
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Data:
         categories: some of its categories; None: all that are found.
         quality: what is done to the images, or None.
         sides: which images: "train", "test" or "both".
+        pooled: one model for all categories: each is tested on its own, after a fit on the good images of all.
     """
 
     name: str
     categories: tuple[str, ...] | None = None
     quality: Quality | None = None
     sides: str = "test"
+    pooled: bool = False
 
     def __post_init__(self):
         if not self.name or Path(self.name).name != self.name:  # copies with degraded images lie in a folder of that name
@@ -62,9 +66,8 @@ class Data:
     @property
     def label(self) -> str:
         """The name, and what was done to the images."""
-        if self.quality is None:
-            return self.name
-        return f"{self.name}, {self._what()} on {self.sides}"
+        name = f"{self.name}, one model" if self.pooled else self.name
+        return name if self.quality is None else f"{name}, {self._what()} on {self.sides}"
 
     def _what(self) -> str:
         """The quality by its name, else by the magnitudes that differ from the defaults of `Quality`."""
@@ -140,6 +143,11 @@ class Cell:
     def looks_at_pixels(self) -> bool:
         """Whether the detector is one of the other systems, which take images, or one that takes patch features."""
         return self.detector in SYSTEMS
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The options of the detector itself: without those that say what a generalist learns from."""
+        return {name: value for name, value in self.options.items() if name != "auxiliary"}
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result besides data and weights, as plain data."""
@@ -268,7 +276,9 @@ def _exact(detector: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     made = {"features": FeatureSettings, "bank": BankSettings, "training": TrainSettings}
     found = {part: exact(kind, given[part]) for part, kind in made.items()}
     if detector in SYSTEMS:
-        return found | {"options": asdict(SYSTEMS[detector].options_of(exact(SYSTEMS[detector].Options, given["options"])))}
+        system, rest = SYSTEMS[detector], dict(given["options"])
+        learned = {"auxiliary": rest.pop("auxiliary")} if detector in GENERALISTS else {}
+        return found | {"options": learned | asdict(system.options_of(exact(system.Options, rest)))}
     usual = {name: {type(value)} for name, value in OPTIONS[detector].items()}
     return found | {"options": exact_by(usual, given["options"])}
 

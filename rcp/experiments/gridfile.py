@@ -75,7 +75,7 @@ def _grid(content: dict[str, Any]) -> Grid:
 def _data(table: dict[str, Any]) -> Data:
     where = f"[[data]] {table.get('name', '')!r}"
     _known(table, _names(Data), where)
-    _types(table, where, {"name": str, "categories": list, "quality": (str, dict), "sides": str})
+    _types(table, where, {"name": str, "categories": list, "quality": (str, dict), "sides": str, "pooled": bool})
     name, names, quality = _needed(table, "name", where), table.get("categories"), table.get("quality")
     if isinstance(quality, str):
         if quality not in QUALITIES:
@@ -87,7 +87,7 @@ def _data(table: dict[str, Any]) -> Data:
     if quality is None and "sides" in table:
         raise ValueError(f"{where}: sides has no effect without quality")
     return _made(Data, {"name": name, "categories": tuple(names) if names is not None else None, "quality": quality}
-                 | {key: table[key] for key in ("sides",) if key in table}, where)
+                 | {key: table[key] for key in ("sides", "pooled") if key in table}, where)
 
 
 def _backbone(table: dict[str, Any]) -> tuple[str, FeatureSettings]:
@@ -130,7 +130,7 @@ def _made(kind: Callable[..., Any], given: dict[str, Any], where: str) -> Any:
 
 def _types(table: Mapping[str, Any], where: str, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
     """Each value must be what is expected of its key, where the key is there."""
-    words = {str: "a text", list: "a list", dict: "a table", (str, dict): "a text or a table"}
+    words = {str: "a text", list: "a list", dict: "a table", bool: "true or false", (str, dict): "a text or a table"}
     for key, kind in kinds.items():
         if key in table and not isinstance(table[key], kind):
             raise ValueError(f"{where}: {key} must be {words[kind]}, got {table[key]!r}")

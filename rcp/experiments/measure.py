@@ -7,20 +7,23 @@ training had been stopped there, and the last one is the result. Cells that diff
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcp import metrics
+from rcp.auxiliary import auxiliary
 from rcp.data import Category
 from rcp.detectors import SYSTEMS, BankDetector, Detector, Ensemble, PatchCore, ReConPatch
+from rcp.detectors.inctrl import InCTRL
 from rcp.detectors.reduced import ReducedPatchCore
 from rcp.evaluation import METRICS, Result, evaluate
-from rcp.experiments.grid import Cell
+from rcp.experiments.grid import GENERALISTS, Cell
 from rcp.features import PatchExtractor, PatchFeatures
 from rcp.head import EpochEnd, EpochRecord
 from rcp.pixels import Pixels
@@ -58,6 +61,14 @@ class Trainings:
     def __init__(self):
         """Begin with none."""
         self._kept: dict[tuple, Training] = {}  # the one that was used last stands last
+        self._heads: dict[str, nn.Module] = {}  # of a generalist: small
+
+    def heads(self, detector: InCTRL, cell: Cell, material: Material) -> nn.Module:
+        """Return what a generalist has learned from other categories: once for all its prompts and their seeds."""
+        decides = json.dumps([detector.pretraining(), cell.options["auxiliary"]], sort_keys=True)
+        if decides not in self._heads:
+            self._heads[decides] = detector.pretrain(learned_from(cell, material.category, material.root)).heads
+        return self._heads[decides]
 
     def of(self, cell: Cell) -> Training | None:
         """Return the training of a cell, as an earlier cell has left it; it may lack epochs that this one asks for."""
@@ -93,6 +104,7 @@ class Material:
         limit: a bound on memory.
         trainings: what cells have trained on it, for the next ones.
         seconds: what it took to make `train` and `test`: a part of every cell's own cost.
+        root: the folder of the data set, for a generalist that learns from its other categories; None: the embedded data.
     """
 
     category: Category
@@ -102,6 +114,7 @@ class Material:
     limit: MemoryLimit = MemoryLimit()
     trainings: Trainings = field(default_factory=Trainings, repr=False, compare=False)
     seconds: tuple[float, float] = (0.0, 0.0)
+    root: str | None = None
 
 
 def measure(cell: Cell, material: Material) -> dict[str, Any]:
@@ -134,13 +147,26 @@ def measure(cell: Cell, material: Material) -> dict[str, Any]:
     return found | {"seconds": round(time.perf_counter() - started, 3)}
 
 
+def learned_from(cell: Cell, category: Category, root: str | None) -> list[Category]:
+    """Return the labelled categories that a generalist's cell learns from: never the one that it is tested on.
+
+    Args:
+        cell: of a generalist.
+        category: that it is tested on.
+        root: the folder of its data set; None: the embedded data.
+    """
+    return auxiliary(category, None if cell.options["auxiliary"] == "embedded" else root)
+
+
 def _system(cell: Cell, material: Material) -> dict[str, Any]:
     """One of the other systems: fitted on images, and what a training of it told on the way."""
     kind, extractor = SYSTEMS[cell.detector], material.extractors[0]
     detector = kind(
-        cell.features[0], options=kind.options_of(cell.options), seed=cell.seed, device=str(extractor.device), limit=material.limit
+        cell.features[0], options=kind.options_of(cell.own_options), seed=cell.seed, device=str(extractor.device), limit=material.limit
     )
     detector.extractor = extractor
+    if cell.detector in GENERALISTS:
+        detector.heads = material.trainings.heads(detector, cell, material)
     _complete(detector.fit(material.train[0]))
     found = _state(detector, material, cell) | {"fitted_on": detector.fitted_on}
     return found | {"records": [asdict(record) for record in getattr(detector, "history", ())]}

@@ -22,9 +22,9 @@ import torch
 from rcp import data as datasets
 from rcp import synthetic
 from rcp.backbones import load_backbone
-from rcp.data import Category
-from rcp.experiments.grid import EMBEDDED, Cell, Data, Grid
-from rcp.experiments.measure import Material, measure
+from rcp.data import Category, Split
+from rcp.experiments.grid import EMBEDDED, GENERALISTS, Cell, Data, Grid
+from rcp.experiments.measure import Material, learned_from, measure
 from rcp.experiments.processes import run_processes
 from rcp.experiments.results import Results, address, fingerprints
 from rcp.experiments.watch import Group, Outcome, Watcher
@@ -59,10 +59,12 @@ class Known:
     Attributes:
         images: (data, category) → `fingerprints`.
         weights: settings of features → the hash of their backbone's tensors.
+        auxiliary: folder of a category that a generalist learns from → `fingerprints`.
     """
 
     images: dict[tuple[Data, str], dict] = field(default_factory=dict)
     weights: dict[FeatureSettings, str] = field(default_factory=dict)
+    auxiliary: dict[Path, dict] = field(default_factory=dict)
 
 
 def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path, known: Known | None = None) -> list[Group]:
@@ -93,9 +95,22 @@ def plan(grid: Grid, roots: Mapping[str, str | Path], folder: str | Path, known:
             if one not in known.weights:
                 known.weights[one] = _weights(one)
         weights = [known.weights[one] for one in features]
-        names = [address(cell, known.images[data, category], weights) for cell in cells]
+        own = find_category(data, category, root, Path(folder))
+        names = [address(cell, _seen(cell, known.images[data, category], own, root, known), weights) for cell in cells]
         found.append(Group(root, tuple(cells), tuple(names)))  # two methods may ask for one and the same: both are shown
     return found
+
+
+def _seen(cell: Cell, dataset: dict, category: Category, root: str | None, known: Known) -> dict:
+    """The hashes of all images that decide a cell: of a generalist also those that it learns from."""
+    if cell.detector not in GENERALISTS:
+        return dataset
+    found = {}
+    for one in learned_from(cell, category, root):
+        if one.root not in known.auxiliary:
+            known.auxiliary[one.root] = fingerprints(one)
+        found[one.name] = known.auxiliary[one.root]
+    return dataset | {"auxiliary": found}
 
 
 def _root(data: Data, roots: Mapping[str, str | Path]) -> Path:
@@ -113,11 +128,19 @@ def _weights(features: FeatureSettings) -> str:
 
 
 def find_category(data: Data, category: str, root: str | None, folder: Path) -> Category:
-    """Return a category of a grid's data set, its images degraded if the grid says so (copies lie in `folder`/degraded)."""
-    found = datasets.find(synthetic.cached() if root is None else root, category)
-    if data.quality is None:
-        return found
-    return degrade(found, folder_of_copies(data, folder), data.quality, data.sides)
+    """Return a category of a grid's data set, its images degraded if the grid says so (copies lie in `folder`/degraded).
+
+    Of pooled data its training split has the good images of all categories.
+    """
+    place = Path(synthetic.cached() if root is None else root)
+    names = (data.categories or datasets.categories(place)) if data.pooled else [category]
+    found = {name: datasets.find(place, name) for name in names}
+    if data.quality is not None:
+        found = {name: degrade(one, folder_of_copies(data, folder), data.quality, data.sides) for name, one in found.items()}
+    if not data.pooled:
+        return found[category]
+    samples = tuple(sample for one in found.values() for sample in one.train)
+    return replace(found[category], train=Split("train", Path(os.path.commonpath([one.train.root for one in found.values()])), samples))
 
 
 def folder_of_copies(data: Data, folder: Path) -> Path:
@@ -147,12 +170,13 @@ def work(group: Group, folder: str, machine: Machine, after_each: Callable[[], N
 
 
 def _work(group: Group, results: Results, machine: Machine, after_each: Callable[[], None]) -> int:
-    first, dataset, failures = group.cells[0], {}, 0
+    first, dataset, known, failures = group.cells[0], {}, Known(), 0
     try:
         category = find_category(first.data, first.category, group.root, results.folder)
         dataset = fingerprints(category)
-        material = _material(category, first, machine, str(results.folder))
-        _check_address(group, dataset, material)
+        material = _material(category, group, machine, str(results.folder))
+        seen = [_seen(cell, dataset, category, group.root, known) for cell in group.cells]
+        _check_address(group, seen[0], material)
     except Exception as error:  # whatever it is, it is written into the result of every cell that needed it
         for cell, name in zip(group.cells, group.names, strict=True):
             results.write_failure(name, cell, dataset, said(error), traceback.format_exc())
@@ -161,7 +185,7 @@ def _work(group: Group, results: Results, machine: Machine, after_each: Callable
     backbones = [
         {"tag": e.backbone.tag, "source": e.backbone.source, "sha256": e.backbone.sha256} for e in material.extractors
     ]
-    for cell, name in zip(group.cells, group.names, strict=True):
+    for cell, name, dataset in zip(group.cells, group.names, seen, strict=True):
         try:
             found = measure(cell, material)
             results.write(name, cell, dataset, backbones, found, str(material.extractors[0].device))
@@ -182,7 +206,8 @@ def _check_address(group: Group, dataset: dict, material: Material) -> None:
         )
 
 
-def _material(category: Category, cell: Cell, machine: Machine, folder: str) -> Material:
+def _material(category: Category, group: Group, machine: Machine, folder: str) -> Material:
+    cell = group.cells[0]
     if len(category.test) == 0:
         raise ValueError(f"{category.name} has no test images in {category.root}: nothing can be measured")
     if machine.max_memory and machine.scratch:
@@ -197,7 +222,7 @@ def _material(category: Category, cell: Cell, machine: Machine, folder: str) -> 
         else:
             made.append([extractor.extract(split, limit=limit) for extractor in extractors])
         seconds.append(time.perf_counter() - started)
-    return Material(category, extractors, *made, limit, seconds=tuple(seconds))
+    return Material(category, extractors, *made, limit, seconds=tuple(seconds), root=group.root)
 
 
 def said(error: BaseException) -> str:
