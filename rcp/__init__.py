@@ -32,6 +32,7 @@ from rcp.detectors.padim import PaDiM, PaDiMOptions  # noqa: E402
 from rcp.detectors.rd4ad import RD4AD, RD4ADOptions  # noqa: E402
 from rcp.detectors.recontrast import ReContrast, ReContrastOptions  # noqa: E402
 from rcp.detectors.spade import SPADE, SPADEOptions  # noqa: E402
+from rcp.detectors.students import UninformedStudents, UninformedStudentsOptions  # noqa: E402
 from rcp.evaluation import Result, evaluate  # noqa: E402
 from rcp.features import FeatureSettings, PatchExtractor, PatchFeatures  # noqa: E402
 from rcp.head import TrainSettings  # noqa: E402
@@ -63,6 +64,8 @@ __all__ = [
     "SPADEOptions",
     "Scores",
     "TrainSettings",
+    "UninformedStudents",
+    "UninformedStudentsOptions",
     "btad",
     "coreset",
     "evaluate",

@@ -18,10 +18,13 @@ from rcp.detectors.reconpatch import ReConPatch
 from rcp.detectors.recontrast import ReContrast
 from rcp.detectors.reduced import ReducedPatchCore
 from rcp.detectors.spade import SPADE
+from rcp.detectors.students import UninformedStudents
 from rcp.modelfile import ENSEMBLE, read_model
 from rcp.scoring import Scores
 
-KINDS = {cls.kind: cls for cls in (PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD, RD4AD, ReContrast)}
+KINDS = {cls.kind: cls for cls in (
+    PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD, RD4AD, ReContrast, UninformedStudents,
+)}  # fmt: skip
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
 
@@ -51,4 +54,4 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
 
 
 __all__ = ["MKD", "RD4AD", "SPADE", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "PaDiM",
-           "PatchCore", "PixelDetector", "ReConPatch", "ReContrast", "ReducedPatchCore", "Scores", "load"]  # fmt: skip
+           "PatchCore", "PixelDetector", "ReConPatch", "ReContrast", "ReducedPatchCore", "Scores", "UninformedStudents", "load"]  # fmt: skip
