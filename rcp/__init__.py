@@ -27,6 +27,7 @@ from rcp import coreset, loss, metrics, scoring, similarity, synthetic  # noqa: 
 from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
 from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
 from rcp.detectors.histogram import BrightnessHistogram, BrightnessHistogramOptions  # noqa: E402
+from rcp.detectors.inctrl import InCTRL, InCTRLOptions  # noqa: E402
 from rcp.detectors.mkd import MKD, MKDOptions  # noqa: E402
 from rcp.detectors.padim import PaDiM, PaDiMOptions  # noqa: E402
 from rcp.detectors.rd4ad import RD4AD, RD4ADOptions  # noqa: E402
@@ -49,6 +50,8 @@ __all__ = [
     "BrightnessHistogramOptions",
     "Ensemble",
     "FeatureSettings",
+    "InCTRL",
+    "InCTRLOptions",
     "MKDOptions",
     "MemoryLimit",
     "PaDiM",

@@ -64,7 +64,7 @@ def test_data_flows_one_way():
     """No room imports one that stands above it; plots and widgets are for notebooks and commands alone."""
     order = [
         "published", "official", "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
-        "miniatures", "distances", "positions", "data", "auxiliary", "images", "census", "quality", "backbones", "levels", "features", "pixels", "similarity", "loss",
+        "miniatures", "distances", "positions", "data", "semantic", "auxiliary", "images", "census", "quality", "backbones", "levels", "features", "pixels", "similarity", "loss",
         "adamp", "checkpoint", "training", "head", "coreset", "partitioned", "memory", "scoring", "calibration", "metrics", "modelfile", "detectors",
         "ports", "probes", "presets", "evaluation", "hits", "estimate", "comparison", "experiments", "plots", "plots_paper", "plots_grids",
         "reproduce",

@@ -1,0 +1,332 @@
+"""InCTRL: a generalist, trained once on other products, that tells anomalies of a new one by a few normal pictures of it.
+
+A system that learns what a crack looks like must learn anew for every product. This one learns what a *difference* looks like:
+how far is a query from K normal pictures (the prompts) of its own kind? A large residual means an anomaly for whatever product,
+so the small networks that weigh residuals are trained once, on auxiliary categories with labelled anomalies (`pretrain`). For a
+new product `fit` draws K prompts from the good images and computes their features: nothing is trained there.
+
+Source: Zhu & Pang, *Toward Generalist Anomaly Detection via In-context Residual Learning with Few-shot Sample Prompts*, CVPR
+2024 (arXiv 2403.06495), and its published code.
+
+Where we differ: any backbone serves; its levels stand for the blocks 7, 9 and 11 of CLIP's image tower, each compared on its
+own grid. The image's embedding is the mean of the last level, brought to length √C, instead of CLIP's class token; the adapter
+has a skip connection, and the heads have no batch normalisation. The map is max-pooled to 8x8 before its head, so that any grid
+serves (the published head takes 15x15 and nothing else). The losses take probabilities as they are (the published code puts them
+through a sigmoid once more). The number of prompts changes from step to step, so that one pretraining serves them all. Adapter
+and image head learn slowly (`image_rate`): the paper has 15 auxiliary categories; by three, these layers learn the categories by
+heart, and their score says nothing of a fourth. The map of the patch residuals serves as a heat map; the paper shows none. The
+text prior is off unless CLIP's weights are at hand, and its sentences are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rcp.data import Category
+from rcp.detectors.inctrl_heads import PAPER, PAPER_FEATURES, Heads, InCTRLOptions, focal_loss, nearest_residual, residual_map
+from rcp.detectors.inctrl_text import TextPrior, check_tower, load_prior
+from rcp.detectors.pixel import Normal, PixelDetector
+from rcp.features import FeatureSettings, Images
+from rcp.levels import neighbourhood_average
+from rcp.modelfile import ModelFile
+from rcp.pixels import AT_A_TIME, Pixels, load_pixels
+from rcp.store import MemoryLimit
+from rcp.training import Callback, StepRecord, train
+
+__all__ = ["PAPER", "PAPER_FEATURES", "Auxiliary", "Heads", "InCTRL", "InCTRLOptions"]
+OWN = ("prompts", "calibration", "smoothing")  # options of one detector; the others decide the pretraining
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The frozen features of N labelled queries and of P prompts of each of M categories: all that the pretraining needs.
+
+    Attributes:
+        residuals: per level (N, P, H_l, W_l): to each prompt image, so that those to any K of them are their minimum.
+        queries: (N, C) embeddings.
+        prompts: (M, P, C) embeddings.
+        category: (N,) int64.
+        labels: (N,) float32, 0 or 1.
+        text: (N,) s_T.
+    """
+
+    residuals: list[Tensor]
+    queries: Tensor
+    prompts: Tensor
+    category: Tensor
+    labels: Tensor
+    text: Tensor
+
+    def balanced(self) -> Tensor:
+        """Return query numbers among which normal and anomalous ones are equally many: the fewer are repeated."""
+        groups = [(self.labels == label).nonzero()[:, 0] for label in (0, 1)]
+        size = max(map(len, groups))
+        return torch.cat([group.repeat(-(-size // len(group)))[:size] for group in groups])
+
+    def compared(self, which: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `Heads` take, of queries `which` (b,) and prompts `chosen` (b, K) of each one's category."""
+        residual = residual_map([level[which[:, None], chosen].amin(1) for level in self.residuals])
+        return residual, self.queries[which], self.prompts[self.category[which][:, None], chosen], self.text[which]
+
+
+class InCTRL(PixelDetector):
+    """A generalist: `pretrain` once on other products with labelled anomalies, `fit` on a few good images without training."""
+
+    kind = "inctrl"
+    missing = "prompts"
+    levels = (2, 3, 4)
+    Options = InCTRLOptions
+
+    def __init__(
+        self,
+        backbone: str | FeatureSettings = "efficientnet_lite0",
+        *,
+        options: InCTRLOptions | None = None,
+        auxiliary: Sequence[Category] = (),
+        heads: Heads | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        limit: MemoryLimit = MemoryLimit(),
+    ):
+        """Choose the settings; nothing is loaded before it is needed.
+
+        Args:
+            backbone: a backbone's name, or `FeatureSettings` for all there is to choose.
+            options: `InCTRLOptions`; None: the defaults, or those of `heads`.
+            auxiliary: categories that the first `fit` pretrains on, if nothing was pretrained.
+            heads: the `heads` of a pretrained InCTRL; several detectors may share them.
+            seed: draws the prompts.
+            device: "auto", or torch's name of one.
+            limit: a bound on memory; pixels beyond it wait in a mapped file.
+        """
+        if heads is not None and options is None:
+            options = heads.options
+        super().__init__(backbone, options=options, seed=seed, device=device, limit=limit)
+        self.auxiliary, self.heads = tuple(auxiliary), heads
+        self.chosen: list[int] = []
+        self.prompts: list[Tensor] | None = None  # per level (K, C_l, H_l, W_l)
+        self.embeddings: Tensor | None = None  # (K, C)
+
+    @cached_property
+    def prior(self) -> TextPrior | None:
+        """The text prior; None if it is not used."""
+        if not self.options.text:
+            return None
+        prior = load_prior(self.options.clip, self.options.clip_weights, self.options.noun, self.extractor.device)
+        check_tower(prior.model, self.extractor.model)
+        return prior
+
+    def pretraining(self) -> dict:
+        """Return the options that decide the pretraining, as JSON has them: heads serve all detectors that have these."""
+        plain = {name: value for name, value in asdict(self.options).items() if name not in OWN}
+        return plain | {"training_prompts": list(self.options.training_prompts)}
+
+    # Once, on other products
+
+    def pretrain(
+        self, categories: Sequence[Category], *, callbacks: Sequence[Callback] = (), checkpoint: str | Path | None = None
+    ) -> Self:
+        """Train the heads on the labelled test images of other categories; the backbone stays as it is.
+
+        Args:
+            categories: with normal and anomalous test images; their prompts are drawn from their training images. Never those
+                on which the generalist is to be judged.
+            callbacks: called with a `StepRecord` some twenty times, for plots.
+            checkpoint: a file that is written as often, and from which a killed pretraining goes on.
+
+        Returns:
+            The detector itself; its `heads` can be passed to others.
+
+        Raises:
+            ValueError: if there are too few training images, or no anomalous or no normal test images.
+            ImageError: for a file that cannot be read.
+        """
+        generator = torch.Generator().manual_seed(self.options.pretrain_seed)
+        with self.stopwatch("auxiliary features"):
+            auxiliary = self._auxiliary(categories, generator)
+        slots, where = auxiliary.balanced(), self.extractor.device
+        heads = Heads(auxiliary.queries.shape[1], self.options, generator).to(where)
+        groups = [{"params": list(heads.map_head.parameters())}]
+        if self.options.image:
+            slow = [*heads.adapter.parameters(), *heads.image_head.parameters()]
+            groups.append({"params": slow, "lr": self.options.learning_rate * self.options.image_rate})
+
+        def step(indices: Tensor, number: int) -> dict[str, Tensor]:
+            which = slots[indices]  # (b,)
+            k = self.options.training_prompts[int(torch.randint(len(self.options.training_prompts), (), generator=generator))]
+            chosen = torch.rand(len(which), auxiliary.prompts.shape[1], generator=generator).argsort(1)[:, :k]  # (b, K)
+            final, image = heads(*(tensor.to(where) for tensor in auxiliary.compared(which, chosen)))
+            labels = auxiliary.labels[which].to(where)
+            losses = {"final": focal_loss(final, labels, self.options.gamma)}
+            if self.options.image:
+                losses["image"] = focal_loss(image, labels, self.options.gamma)
+            return {"loss": sum(losses.values())} | losses
+
+        record = {"options": self.pretraining(), "features": self._feature_record(), "auxiliary": [
+            {"dataset": one.dataset, "name": one.name, "sha256": one.test.fingerprint()} for one in categories
+        ]}  # fmt: skip
+        with self.stopwatch("pretraining"):
+            history = train(
+                step, heads, torch.optim.Adam(groups, lr=self.options.learning_rate), images=auxiliary.queries[slots],
+                options=self.options.training, generator=generator, identity=record, what="pretraining",
+                callbacks=callbacks, checkpoint=checkpoint,
+            )  # fmt: skip
+        heads.record = record | {"history": [asdict(one) for one in history]}
+        self.heads = heads.requires_grad_(False)
+        self.prompts = self.calibration = None  # those of older heads
+        return self
+
+    def _auxiliary(self, categories: Sequence[Category], generator: torch.Generator) -> Auxiliary:
+        """The features of all queries and prompts, and what they score."""
+        size = min([self.options.pool, *(len(one.train) for one in categories)])
+        if not categories or size < max(self.options.training_prompts):
+            raise ValueError(f"each auxiliary category needs {max(self.options.training_prompts)} training images to draw prompts from")
+        labels = torch.cat([torch.from_numpy(one.test.labels) for one in categories])
+        if set(labels.tolist()) != {0, 1}:
+            raise ValueError("the auxiliary categories need test images of both kinds, normal and anomalous")
+        residuals, queries, prompts, text, workers = [], [], [], [], self.extractor.workers
+        for category in categories:
+            drawn = torch.randperm(len(category.train), generator=generator)[:size].sort().values
+            paths = [category.train.paths[i] for i in drawn]
+            levels, embeddings = self._features(load_pixels(paths, self.features.geometry, workers=workers).values)
+            prompts.append(embeddings)
+            for part in load_pixels(category.test, self.features.geometry, workers=workers, limit=self.limit).values.split(AT_A_TIME):
+                maps, embedding = self._features(part)
+                residuals.append([nearest_residual(*pair).cpu() for pair in zip(maps, levels, strict=True)])
+                queries.append(embedding)
+                text.append(self._text(part))
+        if len({part[0].shape[1:] for part in residuals}) > 1:
+            raise ValueError("the auxiliary images must come out at one size: give FeatureSettings a crop")
+        owner = torch.cat([torch.full((len(one.test),), i) for i, one in enumerate(categories)])
+        columns = [torch.cat(column) for column in zip(*residuals, strict=True)]
+        return Auxiliary(columns, torch.cat(queries).cpu(), torch.stack(prompts).cpu(), owner, labels.float(), torch.cat(text).cpu())
+
+    # For each new product
+
+    def fit(self, images: Images | Pixels, *, on_error: str = "raise") -> Self:
+        """Draw the prompts from good images; nothing is trained.
+
+        Args:
+            images: good images (a split, or paths), or their `Pixels`: K become prompts, of the others `calibration` are scored.
+            on_error: "raise", or "skip" to leave unreadable files out (they are listed in `fitted_on`).
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            RuntimeError: if it is not pretrained.
+            ValueError: if there are fewer than K images, or the heads were pretrained with other options or features.
+            ImageError: for a file that cannot be read.
+        """
+        if self.heads is None:
+            if not self.auxiliary:
+                raise RuntimeError("this InCTRL is not pretrained: call pretrain(categories) first, or pass heads=")
+            self.pretrain(self.auxiliary)
+        for name, own in (("options", self.pretraining()), ("features", self._feature_record())):
+            kept = self.heads.record[name]
+            if other := [f"{key} {kept[key]} (here {value})" for key, value in own.items() if kept[key] != value]:
+                raise ValueError(f"these heads were pretrained with other {name}: {', '.join(other)}")
+        return super().fit(images, on_error=on_error)
+
+    def _fit(self, pixels: Tensor, generator: torch.Generator) -> Normal:
+        k = self.options.prompts
+        if len(pixels) < k:
+            raise ValueError(f"{k} prompts need at least as many good images, got {len(pixels)}: take fewer prompts")
+        order = torch.randperm(len(pixels), generator=generator)
+        self.chosen = order[:k].tolist()
+        self.heads.to(self.extractor.device)
+        self.prompts, self.embeddings = self._features(pixels[order[:k]])
+        return self._scores_of(pixels[order[k : k + self.options.calibration].sort().values])
+
+    @torch.no_grad()
+    def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        maps, query = self._features(values)
+        residual = query.new_zeros(len(query), 1, 1)  # (b, 1, 1): no patches, one score a picture
+        if self.options.patch:
+            pairs = zip(maps, self.prompts, strict=True)
+            residual = residual_map([nearest_residual(*pair).amin(1) for pair in pairs])  # (b, H, W)
+        prompts = self.embeddings.expand(len(query), -1, -1)  # (b, K, C)
+        final, image = self.heads(residual, query, prompts, self._text(values))
+        return final, residual if self.options.patch else image[:, None, None]
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Per level (n, C_l, H_l, W_l), and (n, C) embeddings of length √C."""
+        parts = [self.extractor.maps(part) for part in pixels.split(AT_A_TIME)]
+        levels = [torch.cat(column) for column in zip(*parts, strict=True)]
+        embedding = F.normalize(levels[-1].mean((2, 3)), dim=1) * levels[-1].shape[1] ** 0.5
+        return [neighbourhood_average(level, self.features.patch_size).contiguous() for level in levels], embedding
+
+    def _text(self, pixels: Tensor) -> Tensor:
+        """(b,) s_T."""
+        return self.prior(pixels) if self.prior is not None else torch.zeros(len(pixels), device=self.extractor.device)
+
+    # Its record
+
+    @property
+    def unit(self) -> str:
+        """What a patch's score counts."""
+        return "½ (1 - cosine)" if self.options.patch else "image score"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the pretraining was run to its end."""
+        if self.heads is None:
+            return False
+        history = self.heads.record["history"]
+        return not self.options.steps or (bool(history) and history[-1]["step"] == self.options.steps)
+
+    @property
+    def history(self) -> list[StepRecord]:
+        """How the pretraining went."""
+        return [StepRecord(**one) for one in self.heads.record["history"]] if self.heads is not None else []
+
+    def state_bytes(self, images: int, size: tuple[int, int]) -> int:
+        """Return how many bytes heads and prompts take: as many for any number of good images."""
+        backbone = self.extractor.backbone
+        heads = Heads(backbone.channels[-1], self.options, torch.Generator())
+        positions = [-(-size[0] // stride) * -(-size[1] // stride) for stride in backbone.strides]
+        numbers = sum(c * n for c, n in zip(backbone.channels, positions, strict=True)) + backbone.channels[-1]
+        return 4 * (self.options.prompts * numbers + sum(parameter.numel() for parameter in heads.parameters()))
+
+    def _feature_record(self) -> dict:
+        """What heads depend on of the features: not on resize and crop."""
+        names = ("levels", "strides", "patch_size", "normalization", "precision")
+        plain = {name: getattr(self.features, name) for name in names}
+        plain |= {name: list(plain[name]) for name in ("levels", "strides") if plain[name] is not None}
+        return plain | {"weights": self.extractor.backbone.sha256, "text": self.prior.sha256 if self.prior is not None else None}
+
+    def _is_fitted(self) -> bool:
+        return self.prompts is not None
+
+    def _facts(self) -> dict:
+        return {"prompts": self.chosen, "auxiliary": self.heads.record["auxiliary"]}
+
+    def _learned(self) -> dict:
+        return {"heads": self.heads.record}
+
+    def _state(self) -> dict[str, Tensor]:
+        prompts = {f"prompts.{i}": level for i, level in enumerate(self.prompts)}
+        return {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()} | prompts | {"embeddings": self.embeddings}
+
+    def _take(self, file: ModelFile) -> None:
+        channels, where, k = self.extractor.backbone.channels, self.extractor.device, self.options.prompts
+        heads = Heads(channels[-1], self.options, torch.Generator())
+        for name, tensor in heads.state_dict().items():
+            file.check_shape(f"heads.{name}", tuple(tensor.shape))
+        heads.load_state_dict({name: file.tensors[f"heads.{name}"] for name in heads.state_dict()})
+        heads.record = file.settings["heads"]
+        for i, c in enumerate(channels):
+            file.check_shape(f"prompts.{i}", (k, c, *file.tensors[f"prompts.{i}"].shape[2:]))
+        file.check_shape("embeddings", (k, channels[-1]))
+        self.heads = heads.to(where).eval().requires_grad_(False)
+        self.prompts = [file.tensors[f"prompts.{i}"].to(where) for i in range(len(channels))]
+        self.embeddings, self.chosen = file.tensors["embeddings"].to(where), file.fitted_on["prompts"]
