@@ -63,7 +63,7 @@ def histograms(levels: Tensor, bins: int) -> Tensor:
     Returns:
         (b, bins) float32, rows of sum 1.
     """
-    places = (levels.flatten(1) * (bins / 256)).long().clamp_max(bins - 1)  # (b, h·w)
+    places = (levels.flatten(1) * (bins / 256)).long()  # (b, h·w)
     counts = torch.zeros(len(levels), bins, device=levels.device)
     return counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.float32)) / places.shape[1]
 
