@@ -26,6 +26,7 @@ keep_freed_memory()
 from rcp import coreset, loss, metrics, scoring, similarity, synthetic  # noqa: E402
 from rcp.data import btad, find, folder, mvtec, visa  # noqa: E402
 from rcp.detectors import BankSettings, Ensemble, PatchCore, ReConPatch, Scores, load  # noqa: E402
+from rcp.detectors.fyd import FocusYourDistribution, FocusYourDistributionOptions  # noqa: E402
 from rcp.detectors.histogram import BrightnessHistogram, BrightnessHistogramOptions  # noqa: E402
 from rcp.detectors.inctrl import InCTRL, InCTRLOptions  # noqa: E402
 from rcp.detectors.mkd import MKD, MKDOptions  # noqa: E402
@@ -50,6 +51,8 @@ __all__ = [
     "BrightnessHistogramOptions",
     "Ensemble",
     "FeatureSettings",
+    "FocusYourDistribution",
+    "FocusYourDistributionOptions",
     "InCTRL",
     "InCTRLOptions",
     "MKDOptions",

@@ -8,6 +8,7 @@ from pathlib import Path
 from rcp.detectors.bank import BankDetector, BankSettings
 from rcp.detectors.ensemble import Ensemble
 from rcp.detectors.face import Detector
+from rcp.detectors.fyd import FocusYourDistribution
 from rcp.detectors.histogram import BrightnessHistogram
 from rcp.detectors.inctrl import InCTRL
 from rcp.detectors.mkd import MKD
@@ -25,6 +26,7 @@ from rcp.scoring import Scores
 
 KINDS = {cls.kind: cls for cls in (
     PatchCore, ReConPatch, ReducedPatchCore, BrightnessHistogram, SPADE, PaDiM, MKD, RD4AD, ReContrast, UninformedStudents, InCTRL,
+    FocusYourDistribution,
 )}  # fmt: skip
 SYSTEMS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, PixelDetector)}  # the other systems: one `Options` each
 PAPERS = {kind: (module.PAPER, module.PAPER_FEATURES) for kind, module in ((k, sys.modules[c.__module__]) for k, c in SYSTEMS.items())}
@@ -54,5 +56,6 @@ def load(path: str | Path, *, device: str = "auto", weights: str | None = None) 
     return KINDS[kind].load(path, device=device, weights=weights)
 
 
-__all__ = ["MKD", "RD4AD", "SPADE", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble", "InCTRL", "PaDiM",
-           "PatchCore", "PixelDetector", "ReConPatch", "ReContrast", "ReducedPatchCore", "Scores", "UninformedStudents", "load"]  # fmt: skip
+__all__ = ["MKD", "RD4AD", "SPADE", "BankDetector", "BankSettings", "BrightnessHistogram", "Detector", "Ensemble",
+           "FocusYourDistribution", "InCTRL", "PaDiM", "PatchCore", "PixelDetector", "ReConPatch", "ReContrast",
+           "ReducedPatchCore", "Scores", "UninformedStudents", "load"]  # fmt: skip
