@@ -32,6 +32,10 @@ def made(fine, options: PaDiMOptions = SMALL, **others) -> PaDiM:
     return PaDiM(fine, options=options, **{"device": "cpu"} | others)
 
 
+def pixels_of(images, fine) -> torch.Tensor:
+    return rcp.pixels.load_pixels(images, fine.geometry).values
+
+
 @pytest.fixture(scope="module")
 def fitted(fine, category) -> PaDiM:
     return made(fine).fit(category.train)
@@ -200,8 +204,8 @@ def test_scores_have_the_grid_of_the_first_level_and_an_image_its_largest_distan
 
 
 def test_the_detector_equals_the_loop(fitted, category, photos):
-    train = rcp.pixels.load_pixels(category.train, fitted.features.geometry).values
-    test = rcp.pixels.load_pixels(photos[:2], fitted.features.geometry).values
+    train = pixels_of(category.train, fitted.features)
+    test = pixels_of(photos[:2], fitted.features)
     rows, queries = (fitted.extractor.patches(p)[..., fitted.chosen].flatten(1, 2)[:, ::29] for p in (train, test))
     found = fitted._score(test)[1].flatten(1)[:, ::29]
     np.testing.assert_allclose(found, by_hand(rows, queries, 0.01), rtol=1e-3)
@@ -234,12 +238,23 @@ def test_the_seed_draws_the_channels_and_nothing_else_is_random(fitted, fine, ca
 
 def test_principal_components_are_those_of_all_positions(fine, category):
     detector = made(fine, replace(SMALL, reduction="pca")).fit(category.train)
-    pixels = rcp.pixels.load_pixels(category.train, fine.geometry).values
+    pixels = pixels_of(category.train, fine)
     rows = detector.extractor.patches(pixels).flatten(0, 2)
     expected = principal_map(covariance(rows), 20)
     torch.testing.assert_close(detector.chosen.double(), expected, rtol=0, atol=1e-5)
     assert rcp.evaluate(detector, category.test).metrics["image_auroc"] == 1
     assert torch.equal(made(fine, replace(SMALL, reduction="pca"), seed=7).fit(category.train).factor, detector.factor)
+
+
+@pytest.mark.parametrize("reduction", padim.REDUCTIONS)
+def test_images_that_are_looked_at_in_several_batches_keep_their_places(fine, category, monkeypatch, reduction):
+    pixels = pixels_of(category.train, fine)
+    detector = made(fine, replace(SMALL, reduction=reduction))
+    rows = [detector._rows(pixels, torch.Generator().manual_seed(0)).values]
+    monkeypatch.setattr(padim, "AT_A_TIME", 3)
+    rows.append(detector._rows(pixels, torch.Generator().manual_seed(0)).values)
+    assert rows[0].shape == (8, 16, 24, 20)
+    torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
 
 
 def test_no_more_channels_than_there_are(fine, category):

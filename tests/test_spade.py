@@ -104,8 +104,8 @@ def test_a_pyramid_joins_all_maps_on_one_grid_in_the_order_of_rows():
         np.testing.assert_allclose(row[:3], mean, rtol=1e-4, atol=1e-6)
         assert torch.equal(row[3:7], middle[b, :, y, x])
     # Coarse: position (2, 1) lies at 0.75, 0.25 between the coarse ones, counted from their centres.
-    by_hand = 0.25 * (0.75 * coarse[1, :, 0, 0] + 0.25 * coarse[1, :, 0, 1]) + 0.75 * (0.75 * coarse[1, :, 1, 0] + 0.25 * coarse[1, :, 1, 1])
-    torch.testing.assert_close(rows[1, 2 * 6 + 1, 7:], by_hand)
+    above, below = (0.75 * coarse[1, :, y, 0] + 0.25 * coarse[1, :, y, 1] for y in (0, 1))
+    torch.testing.assert_close(rows[1, 2 * 6 + 1, 7:], 0.25 * above + 0.75 * below)
 
 
 def test_maps_whose_sizes_do_not_divide_fit_too():
@@ -200,6 +200,15 @@ def test_the_gallery_is_kept_as_the_network_gives_it(fitted, deep, category):
     torch.testing.assert_close(fitted.pooled, last.mean((2, 3)))
 
 
+def test_images_that_are_looked_at_in_several_batches_keep_their_places(fitted, deep, category, monkeypatch):
+    monkeypatch.setattr(spade, "AT_A_TIME", 3)
+    parted = made(deep).fit(category.train)
+    for a, b in zip((parted.pooled, *parted.maps), (fitted.pooled, *fitted.maps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    quantiles = (d.calibration.patch_quantiles for d in (parted, fitted))
+    torch.testing.assert_close(*quantiles, rtol=1e-3, atol=1e-3)
+
+
 def test_what_k_does_is_had_without_the_pixels(fitted, category, monkeypatch):
     scores = fitted.score(category.test)
     monkeypatch.setattr(spade, "pixel_scores", None)
@@ -217,11 +226,12 @@ def test_an_image_scores_alone_what_it_scores_among_others(fitted, photos):
     torch.testing.assert_close(alone.patch_scores[0], together.patch_scores[3], rtol=1e-3, atol=1e-3)
 
 
-def test_held_out_normals_are_what_a_detector_fitted_without_them_says(fitted, deep, category):
-    paths = list(category.train.paths)
-    grids = []
+@pytest.mark.parametrize("neighbours", [3, 50])
+def test_held_out_normals_are_what_a_detector_fitted_without_them_says(deep, category, neighbours):
+    options, paths = replace(FEW, neighbours=neighbours), list(category.train.paths)
+    fitted, grids = made(deep, options).fit(category.train), []
     for i in range(8):
-        other = made(deep, replace(FEW, left_out=0))
+        other = made(deep, replace(options, left_out=0))
         other._fit(pixels_of(paths[:i] + paths[i + 1 :], deep), torch.Generator())
         scores = other.score([paths[i]])
         torch.testing.assert_close(fitted.calibration.image_scores[i], scores.image_scores[0], rtol=1e-4, atol=1e-6)

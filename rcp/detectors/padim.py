@@ -210,16 +210,7 @@ class PaDiM(PixelDetector):
     def _fit(self, pixels: Tensor, generator: torch.Generator) -> Normal:
         if len(pixels) < 2:
             raise ValueError("PaDiM needs at least 2 good images: one has no covariance")
-        parts, width = pixels.split(AT_A_TIME), self.extractor.width
-        if self.options.reduction == "random":
-            self.chosen = torch.randperm(width, generator=generator)[: self._width].sort().values.to(self.extractor.device)
-            rows = self._collected(len(pixels), (self._features(part) for part in parts))
-        else:
-            whole = self._collected(len(pixels), (self.extractor.patches(part) for part in parts))
-            scatter = covariance(whole.values.flatten(0, 2), device=self.extractor.device, release=whole.release)
-            self.chosen = principal_map(scatter, self._width).float().to(self.extractor.device)
-            few = whole.values.split(AT_A_TIME)
-            rows = self._collected(len(pixels), (reduced(part.to(self.chosen.device).float(), self.chosen) for part in few))
+        rows = self._rows(pixels, generator)
         n, h, w, d = rows.values.shape
         flat = rows.values.flatten(1, 2)  # (n, P, d)
         mean, factor = fit_gaussians(flat, self.options.epsilon, limit=self.limit, device=self._where)
@@ -229,6 +220,17 @@ class PaDiM(PixelDetector):
         with self.stopwatch("calibration"):
             grids = leave_one_out(flat, self.options.epsilon, device=self._where).view(n, h, w)
             return image_scores(grids), grids
+
+    def _rows(self, pixels: Tensor, generator: torch.Generator) -> Store:
+        """Choose how channels are reduced; return the reduced features (n, H, W, d) of all images."""
+        n, parts, where = len(pixels), pixels.split(AT_A_TIME), self.extractor.device
+        if self.options.reduction == "random":
+            self.chosen = torch.randperm(self.extractor.width, generator=generator)[: self._width].sort().values.to(where)
+            return self._collected(n, (self._features(part) for part in parts))
+        whole = self._collected(n, (self.extractor.patches(part) for part in parts))
+        scatter = covariance(whole.values.flatten(0, 2), device=where, release=whole.release)
+        self.chosen = principal_map(scatter, self._width).float().to(where)
+        return self._collected(n, (reduced(part.to(where).float(), self.chosen) for part in whole.values.split(AT_A_TIME)))
 
     @torch.inference_mode()
     def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
