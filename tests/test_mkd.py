@@ -17,7 +17,7 @@ from rcp.detectors import mkd
 from rcp.detectors.mkd import MKD, PAPER, PAPER_FEATURES, Cloner, MKDOptions
 from rcp.pixels import load_pixels
 
-SHORT = MKDOptions(steps=40, batch_size=4, width=8, gradient="plain", samples=2, sigma=2.0)
+SHORT = MKDOptions(steps=40, batch_size=4, width=8, samples=2, sigma=2.0)
 SHAPES = ((2, 3, 4, 5), (2, 5, 2, 3))
 
 

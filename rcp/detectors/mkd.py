@@ -57,8 +57,7 @@ class MKDOptions(TrainingOptions):
         width: channels of the cloner's inner layers.
         direction_weight: λ, what the direction term counts beside the value term; None: as much as makes both equal on the
             untrained cloner, the paper's rule.
-        gradient: "plain", "smoothgrad" or "guided", see the module's table; "guided" (what the authors' configuration has) wants
-            a backbone with ReLUs.
+        gradient: "plain", "smoothgrad" or "guided", see the module's table; "guided" wants a backbone with ReLUs.
         samples: noisy copies, for "smoothgrad".
         noise: their standard deviation, as a share of the image's range of values, for "smoothgrad".
         sigma: of the Gaussian over the gradient's map, in pixels.
@@ -71,7 +70,7 @@ class MKDOptions(TrainingOptions):
     smoothing: float = 0.0
     width: int = 16
     direction_weight: float | None = None
-    gradient: str = "guided"
+    gradient: str = "plain"
     samples: int = 8
     noise: float = 0.05
     sigma: float = 4.0
@@ -91,7 +90,7 @@ class MKDOptions(TrainingOptions):
             raise ValueError(f"opening must be odd and positive, got {self.opening}; 1 is none")
 
 
-PAPER = MKDOptions(steps=2400, batch_size=64, learning_rate=1e-3, gradient="plain", samples=50)  # 600 epochs of 209 images
+PAPER = MKDOptions(steps=2400, batch_size=64, learning_rate=1e-3, samples=50)  # 600 epochs of 209 images
 PAPER_FEATURES = FeatureSettings("vgg16.tv_in1k", levels=(1, 2, 3, 4), patch_size=1, resize=(128, 128), crop=None)
 
 
