@@ -11,8 +11,8 @@ Source: Cohen & Hoshen, *Sub-Image Anomaly Detection with Deep Pyramid Correspon
 Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the paper.
 Maps coarser than the grid are brought to it bilinearly, finer ones averaged. By default positions are matched at stride 8, which
 is 16 times cheaper than the paper's stride 4: both the positions that ask and those that answer are a quarter. The good images'
-maps are kept as the network gives them, and are joined to pyramids for the images retrieved only: joined ones would take 2 to 4
-times as much. The published image AUROC of 85.5 is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1):
+maps are kept as the network gives them, and are joined to pyramids for the images retrieved only: joined at stride 4 they would
+take four times as much. The published image AUROC of 85.5 is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1):
 `SPADE.image_distances` and `image_scores_for` show what K does without looking at a pixel again.
 """
 
