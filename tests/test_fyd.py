@@ -303,6 +303,14 @@ def test_coarse_turns_bring_pictures_together_that_lie_at_any_angle(features, ba
 
 # --- the detector ---------------------------------------------------------------------------------
 
+QUICK = FocusYourDistributionOptions(steps=2, batch_size=3, coarse_steps=2, angles=3, dimension=5, learning_rate=0.01, held_out=0.0)
+
+
+@pytest.fixture(scope="module")
+def quick(features, pixels):
+    few = replace(pixels, values=pixels.values[:3], indices=[0, 1, 2], sizes=pixels.sizes[:3])
+    return few, detector(features, QUICK).fit(few)
+
 
 @pytest.mark.parametrize("options", [dict(alignment="none", contrast=False), dict(alignment="none", steps=0)])
 def test_without_alignment_and_training_it_is_padim(features, photos, options):
@@ -330,6 +338,7 @@ def test_what_each_stage_trains(features, fitted, pixels):
     changed = lambda d: any(not torch.equal(t, own[name]) for name, t in d.focused.backbone.state_dict().items())  # noqa: E731
     assert changed(fitted) and not changed(frozen)
     assert not changed(detector(features, replace(SMALL, backbone_rate=0.0)).fit(pixels))
+    assert fitted.aligner.angles == 4 and len(fitted.aligner.reference) == 3
     for name, tensor in fitted.focused.backbone.state_dict().items():  # BatchNorm keeps its statistics
         if "running" in name:
             assert torch.equal(tensor, own[name])
@@ -339,7 +348,7 @@ def test_what_each_stage_trains(features, fitted, pixels):
 
 
 def test_the_backbone_learns_to_agree(features, pixels):
-    options = replace(SMALL, alignment="none", steps=20, batch_size=4, learning_rate=0.01)
+    options = replace(SMALL, alignment="none", steps=12, batch_size=3, learning_rate=0.01)
     history = detector(features, options).fit(pixels).history
     assert history[-1].losses["loss"] < history[0].losses["loss"] - 0.2 and -1 <= history[-1].losses["loss"] <= 1
 
@@ -354,21 +363,22 @@ def test_shapes_and_an_image_alone_scores_as_in_company(fitted, photos):
 
 def test_sizes_that_the_strides_do_not_divide(features, photos):
     odd = replace(features, resize=70, crop=(61, 83))
-    scores = detector(odd).fit(photos).score(photos[:2])
+    other = detector(odd, QUICK).fit(photos[:3])
+    scores = other.score(photos[:2])
     assert scores.patch_scores.shape == (2, 16, 21) and scores.maps.shape == (2, 61, 83)
-    other = detector(odd).fit(photos)
-    other.features = features
     with pytest.raises(ValueError, match="these images have 16x24 positions, the Gaussians 16x21"):
         other._score(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
 
 
-def test_the_same_seed_gives_the_same_and_another_seed_another(features, fitted, pixels):
+def test_the_same_seed_gives_the_same_and_another_seed_another(features, fitted, pixels, quick):
     before = torch.random.get_rng_state()
-    again, other = detector(features).fit(pixels), detector(features, seed=1).fit(pixels)
+    again = detector(features).fit(pixels)
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(again.score(pixels).patch_scores, fitted.score(pixels).patch_scores)
-    assert not torch.equal(other.chosen, fitted.chosen)
-    assert not torch.equal(other.aligner.locator.look.weight, fitted.aligner.locator.look.weight)
+    few, first = quick
+    other = detector(features, QUICK, seed=1).fit(few)
+    assert not torch.equal(other.chosen, first.chosen)
+    assert not torch.equal(other.aligner.locator.look.weight, first.aligner.locator.look.weight)
 
 
 @pytest.mark.parametrize("options", [SMALL, replace(SMALL, alignment="image", contrast=False), replace(SMALL, alignment="none")])
@@ -384,6 +394,51 @@ def test_a_saved_detector_comes_back_to_the_bit_and_is_as_large_as_told(features
     rcp.modelfile.write_model(folder, replace(file, tensors=file.tensors | {"factor": torch.zeros(1, 2, 3, 4)}))
     with pytest.raises(ValueError, match="the tensor 'factor' should be"):
         rcp.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [dict(coarse_steps=3), dict(shrink=1), dict(rotation=5.0), dict(translation=0.2), dict(scale=0.3),
+     dict(jitter=1.0), dict(anchor=9.0), dict(feature_limits=0.7), dict(epsilon=0.1), dict(backbone_rate=1e-2)],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_every_option_has_an_effect(features, quick, option):
+    few, first = quick
+    second = detector(features, replace(QUICK, **option)).fit(few)
+    assert not torch.allclose(first.score(few).patch_scores, second.score(few).patch_scores, rtol=1e-4)
+
+
+def test_what_image_alignment_minimises(features, pixels):
+    aligner = fyd_align.ImageAligner(PatchExtractor(features, device="cpu"), [0.3, 0.1, 0.1, 0.1], angles=1, shrink=2)
+    nn.init.normal_(aligner.locator.last.weight, generator=torch.Generator().manual_seed(0))
+    size, few = (64, 96), pixels.values[:3]
+    turned = similarity(torch.tensor([[1.0, 0, 0, 0], [0.0, 0, 0, 0], [-1.0, 0, 0, 0]]), size)
+    jitter = similarity(torch.tensor([[0.1, 0.1, 0, 0], [0.2, 0.0, 0.1, 0.1], [0.0, 0, 0.1, 0]]), size)
+    with torch.no_grad():
+        found = aligner.losses(few, turned, jitter, 2.0)
+        move = aligner.locator(aligner.look(few, after(turned, jitter))[0], size)
+        whole = after(after(turned, jitter), move)
+        maps = aligner.look(few, whole)
+        apart = sum(float(pairwise_l2(m, seen(whole, m.shape[2:]))) for m in maps) / 3
+    assert [tuple(m.shape[2:]) for m in maps] == [(8, 12), (4, 6), (2, 3)]
+    common = sum(after(jitter, move)[i] - torch.eye(2, 3) for i in range(3)) / 3
+    assert float(found["pairwise_l2"]) == pytest.approx(apart, rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(apart + 2 * float(common.square().sum()), rel=1e-5)
+    still = turns(1, size).expand(3, -1, -1)
+    torch.testing.assert_close(aligner(few), after(still, aligner.locator(aligner.look(few, still)[0], size)))
+
+
+def test_maps_come_back_by_the_pictures_movement_and_the_first_stages(fitted, pixels):
+    few = pixels.values[:2]
+    place = fitted.aligner(few)
+    fitted.focused(moved(few.float(), place))
+    features, whole = fitted._features(few)
+    torch.testing.assert_close(whole, after(place, fitted.focused.movements[0]))
+    there = fyd.mahalanobis(features.flatten(1, 2), fitted.mean.flatten(0, 1), fitted.factor.flatten(0, 1)).view(2, 16, 24)
+    assert torch.equal(fitted._score(few)[1], brought_back(there, whole)) and not torch.equal(fitted._score(few)[1], there)
+    # Beyond the picture lies its reflection, not black.
+    shown = moved(torch.full((1, 1, 6, 9), 7.0), similarity(torch.tensor([[0.5, 0.2, 0.1, 0.3]]), (6, 9)))
+    torch.testing.assert_close(shown, torch.full((1, 1, 6, 9), 7.0))
 
 
 class Stop(Exception):
