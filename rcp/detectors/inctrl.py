@@ -10,12 +10,14 @@ Source: Zhu & Pang, *Toward Generalist Anomaly Detection via In-context Residual
 
 Where we differ: any backbone serves; its levels stand for the blocks 7, 9 and 11 of CLIP's image tower, each compared on its
 own grid. The image's embedding is the mean of the last level, brought to length √C, instead of CLIP's class token; the adapter
-has a skip connection, and the heads have no batch normalisation. The map is max-pooled to 8x8 before its head, so that any grid
-serves (the published head takes 15x15 and nothing else). The losses take probabilities as they are (the published code puts them
-through a sigmoid once more). The number of prompts changes from step to step, so that one pretraining serves them all. Adapter
-and image head learn slowly (`image_rate`): the paper has 15 auxiliary categories; by three, these layers learn the categories by
-heart, and their score says nothing of a fourth. The map of the patch residuals serves as a heat map; the paper shows none. The
-text prior is off unless CLIP's weights are at hand, and its sentences are ours.
+has a skip connection. The map is max-pooled to 8x8 before its head, so that any grid serves (the published head takes 15x15 and
+nothing else). The losses take probabilities as they are (the published code puts them through a sigmoid once more). The number
+of prompts changes from step to step, so that one pretraining serves them all. The map of the patch residuals serves as a heat
+map. The text prior is off unless CLIP's weights are at hand, and its sentences are ours.
+
+The paper learns from the 15 categories of MVTec AD; from three, the heads learn what these three score and little of a fourth
+one. So they are taught gently here: few steps, no batch normalisation (the published heads have it), and a low rate for the
+image level (`image_rate`). What decides is then mostly the largest patch residual; `PAPER` shows the other end.
 """
 
 from __future__ import annotations
