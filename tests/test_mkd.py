@@ -241,6 +241,21 @@ def test_training_lowers_both_terms_and_what_it_left_is_told(fitted):
     assert fitted.nbytes() - calibration - 8 == fitted.state_bytes(8, (64, 96))
 
 
+def test_a_training_step_compares_every_image_with_its_own_source_maps(fitted, category, monkeypatch):
+    pixels, twin, some = load_pixels(category.train, fitted.features.geometry).values, other(fitted), torch.tensor([5, 0, 3])
+    found = []
+
+    def once(step, model, optimizer, **rest):
+        found.append(step(some, 0))  # the balance left the cloner in evaluation mode
+        return []
+
+    monkeypatch.setattr(mkd, "train", once)
+    twin._learn(pixels, pixels[:0], torch.Generator().manual_seed(0))
+    source = twin.extractor.maps(pixels[some])
+    cloned = twin.cloner(twin.extractor.normalised(pixels[some]), [m.shape[-2:] for m in source])
+    torch.testing.assert_close(found[0]["loss"], mkd.distillation_loss(source, cloned, twin.direction_weight).mean())
+
+
 def test_a_painted_defect_scores_above_the_normals_and_lights_up(fitted, category):
     result = rcp.evaluate(fitted, category.test)
     assert result.metrics["image_auroc"] == 1 and result.metrics["pixel_auroc"] > 0.85
