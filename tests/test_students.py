@@ -25,11 +25,13 @@ from rcp.detectors.students import (
 from rcp.detectors.students_teacher import (
     TeacherOptions,
     backbone_descriptors,
+    centres,
     compactness_loss,
     cut,
     distil,
     distillation_loss,
     patch_net,
+    positives,
     teacher,
     triplet_losses,
 )
@@ -38,6 +40,9 @@ from rcp.features import PatchExtractor
 SMALL = UninformedStudentsOptions(
     fields=(17,), dimension=6, width=8, crops=40, side=32, teacher_steps=12, teacher_batch=16, steps=14, batch_size=3,
 )  # fmt: skip
+
+
+REAL_PICTURES = students_teacher.pictures  # the real ones: a fixture puts smaller ones in their place
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -201,6 +206,27 @@ def test_places_and_scales_of_patches_vary_over_the_picture():
     assert 5 < sides.min() < 14 and 30 < sides.max() < 42  # 25/17 of a patch, at a short side of 16p to 4p
 
 
+def test_positives_are_moved_within_the_rim_and_centres_are_its_middle(monkeypatch):
+    monkeypatch.setattr(students_teacher, "BRIGHTNESS", 0)
+    monkeypatch.setattr(students_teacher, "NOISE", 0)
+    rows, columns = torch.meshgrid(torch.arange(25), torch.arange(25), indexing="ij")
+    patches = torch.stack([rows, columns, rows]).expand(200, 3, 25, 25).byte()
+    found = positives(patches, 17, drawn())
+    assert found.shape == (200, 3, 17, 17)
+    assert set(found[:, 0, 0, 0].tolist()) == set(found[:, 1, 0, 0].tolist()) == set(range(9))
+    assert torch.equal(found[:, 0, -1, 0] - found[:, 0, 0, 0], torch.full((200,), 16.0))
+    assert centres(patches, 17)[0, :, 0, 0].tolist() == [4, 4, 4] and centres(patches, 17).shape == (200, 3, 17, 17)
+
+
+def test_positives_are_brighter_or_darker_and_noisy():
+    found = positives(torch.full((300, 3, 25, 25), 120).byte(), 17, drawn())
+    means = found.mean((1, 2, 3))
+    assert 90 < means.min() < 102 and 138 < means.max() < 150  # a fifth of 120 is 24
+    assert 23 < found.std((1, 2, 3)).mean() < 27
+    whole = positives(torch.full((9, 3, 25, 25), 255).byte(), 17, drawn())
+    assert whole.max() == 255 and positives(torch.zeros(9, 3, 25, 25).byte(), 17, drawn()).min() == 0
+
+
 def test_targets_are_pooled_maps_of_enlarged_patches_standardised(extractor):
     patches = torch.randint(0, 256, (70, 3, 17, 17), generator=drawn()).byte()
     found = backbone_descriptors(patches, extractor, 32)
@@ -246,6 +272,14 @@ def test_the_weights_of_triplets_and_compactness_take_effect(monkeypatch, extrac
 def test_a_negative_of_the_same_picture_does_not_count(monkeypatch, extractor):
     monkeypatch.setattr(students_teacher, "pictures", lambda: [some_pictures()[0][:1]])
     assert set(learned(monkeypatch, extractor, teacher_steps=4)["triplet"]) == {0.0}
+
+
+def test_the_embedded_pictures_are_those_that_are_really_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(students_teacher.synthetic, "cached", lambda: tmp_path)
+    rcp.synthetic.write(tmp_path, categories=["flange"], train=1, good=1, per_defect=0)
+    good, photographs = REAL_PICTURES()
+    assert [len(good), len(photographs)] == [1, 16] and good[0].shape == (3, 256, 256)
+    assert all(one.dtype == torch.uint8 and one.shape[0] == 3 and min(one.shape[1:]) >= 170 for one in photographs)
 
 
 def test_a_second_call_reads_the_teacher_and_trains_none(monkeypatch, extractor, cache):
@@ -418,6 +452,14 @@ def test_students_differ_learn_and_leave_the_teacher_alone(fitted, extractor):
     assert all(torch.equal(kept[name], weight) for name, weight in fitted.teachers["17"].state_dict().items())
 
 
+def test_weight_decay_acts_on_teacher_and_students(tiny, fitted, extractor, category, monkeypatch):
+    free, held_back = (replace(SMALL, weight_decay=value, teacher_steps=2, steps=2) for value in (0.0, 10.0))
+    assert not torch.equal(distil(17, free, extractor)[0].weight, distil(17, held_back, extractor)[0].weight)
+    monkeypatch.setattr("rcp.detectors.students.teacher", lambda *_: fitted.teachers["17"])
+    one, two = (UninformedStudents(tiny, options=o, device="cpu").fit(category.train) for o in (free, held_back))
+    assert not torch.equal(one.students["17"][0][0].weight, two.students["17"][0][0].weight)
+
+
 def test_maps_have_a_cell_every_four_pixels_and_an_image_alone_scores_as_in_company(fitted, photos):
     scores = fitted.score(photos)
     assert scores.patch_scores.shape == (7, 16, 24) and scores.maps.shape == (7, 64, 96)
@@ -458,7 +500,7 @@ def test_tensors_of_other_shapes_are_refused(tiny, fitted, name):
         UninformedStudents(tiny, options=SMALL, device="cpu")._take(rcp.modelfile.ModelFile("students", {"history": []}, {}, {}, state))
 
 
-def test_a_killed_training_goes_on_to_the_same_students(tiny, fitted, category, tmp_path):
+def test_a_killed_training_goes_on_to_the_same_students(tiny, fitted, category, tmp_path, monkeypatch):
     def kill(record):
         if record.step == 7:
             raise RuntimeError("killed")
@@ -470,6 +512,10 @@ def test_a_killed_training_goes_on_to_the_same_students(tiny, fitted, category, 
     assert all(torch.equal(resumed._state()[name], tensor) for name, tensor in fitted._state().items())
     with pytest.raises(ValueError, match="belongs to a training with other settings"):
         make(triplet=0.0).fit(category.train, checkpoint=tmp_path / "state")
+    monkeypatch.setenv("RCP_CACHE", str(tmp_path))
+    monkeypatch.setattr(students_teacher, "pictures", lambda: some_pictures()[::-1])
+    with pytest.raises(ValueError, match="belongs to a training with other settings"):  # another teacher of equal settings
+        make().fit(category.train, checkpoint=tmp_path / "state")
 
 
 def test_without_held_out_images_the_training_images_set_the_scale_and_it_is_said(tiny, category):

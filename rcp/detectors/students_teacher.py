@@ -217,6 +217,30 @@ def cut(groups: list[list[Tensor]], field: int, count: int, generator: torch.Gen
     return patches, sources
 
 
+def centres(patches: Tensor, field: int) -> Tensor:
+    """Return patches without their rims: (b, 3, p + 2m, p + 2m) → (b, 3, p, p)."""
+    rim = (patches.shape[-1] - field) // 2
+    return patches[..., rim : rim + field, rim : rim + field]
+
+
+def positives(patches: Tensor, field: int, generator: torch.Generator) -> Tensor:
+    """Return nearly the same patches: moved within their rims, brighter or darker, with noise.
+
+    Args:
+        patches: (b, 3, p + 2m, p + 2m) uint8.
+        field: p.
+        generator: draws places, brightness and noise.
+
+    Returns:
+        (b, 3, p, p) float32 in [0, 255].
+    """
+    b, places = len(patches), patches.shape[-1] - field + 1
+    offsets = torch.randint(places, (b, 2), generator=generator).tolist()
+    moved = torch.stack([one[:, y : y + field, x : x + field] for one, (y, x) in zip(patches, offsets, strict=True)]).float()
+    moved *= 1 + BRIGHTNESS * (2 * torch.rand(b, 1, 1, 1, generator=generator) - 1)
+    return (moved + NOISE * torch.randn(moved.shape, generator=generator)).clamp(0, 255)
+
+
 def backbone_descriptors(patches: Tensor, extractor: PatchExtractor, side: int) -> Tensor:
     """Return P(p), standardised over all patches.
 
@@ -245,30 +269,22 @@ def distil(field: int, options: TeacherOptions, extractor: PatchExtractor) -> nn
     """Return a newly trained teacher; `teacher` keeps it."""
     generator = torch.Generator().manual_seed(0)
     patches, sources = cut(pictures(), field, options.crops, generator)
-    rim = (field - 1) // 4
-    targets = backbone_descriptors(patches[:, :, rim : rim + field, rim : rim + field], extractor, options.side)
+    targets = backbone_descriptors(centres(patches, field), extractor, options.side)
     net = patch_net(field, options.width, options.dimension, generator)
     with drawn_from(generator):
         decoder = nn.Linear(options.dimension, targets.shape[1])  # D
     model = nn.ModuleDict({"net": net, "decoder": decoder}).to(extractor.device)
 
-    def moved(indices: Tensor, offsets: Tensor) -> Tensor:
-        """(b, 3, p, p) float32: the patches, moved by (b, 2) pixels from their rims' upper left corners."""
-        places = zip(indices.tolist(), offsets.tolist(), strict=True)
-        return torch.stack([patches[i, :, y : y + field, x : x + field] for i, (y, x) in places]).float()
-
     def descriptors(pixels: Tensor) -> Tensor:
         return net(extractor.normalised(pixels)).flatten(1)  # (b, d)
 
     def step(indices: Tensor, number: int) -> dict[str, Tensor]:
-        here = descriptors(moved(indices, torch.full((len(indices), 2), rim)))
+        here = descriptors(centres(patches[indices], field))
         losses = {"distillation": distillation_loss(decoder(here), targets[indices].to(here.device))}
         total = losses["distillation"] / targets.shape[1]
         if options.triplet:
-            near = moved(indices, torch.randint(2 * rim + 1, (len(indices), 2), generator=generator))
-            near *= 1 + BRIGHTNESS * (2 * torch.rand(len(indices), 1, 1, 1, generator=generator) - 1)
-            near += NOISE * torch.randn(near.shape, generator=generator)
-            each = triplet_losses(here, descriptors(near.clamp(0, 255)), here.roll(1, 0), options.margin)
+            near = descriptors(positives(patches[indices], field, generator))
+            each = triplet_losses(here, near, here.roll(1, 0), options.margin)
             differ = (sources[indices] != sources[indices].roll(1)).to(each)  # a negative is of another picture
             losses["triplet"] = (each * differ).sum() / differ.sum().clamp_min(1)
             total = total + options.triplet * losses["triplet"]
