@@ -7,8 +7,9 @@ the seconds that the work really took.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -127,7 +128,7 @@ def estimate(detector: Detector, train: Split, test: Split | None = None) -> Est
 def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> SystemEstimate:
     """A copy of the detector is fitted on a few images, for a few steps."""
     n, options = len(train), detector.options
-    steps = options.steps if isinstance(detector, TrainedDetector) else 0
+    steps = sum(options.stages) if isinstance(detector, TrainedDetector) else 0
     some = min(n, options.batch_size + 2 if steps else 2 * PROBE)
     decoded, pixels = _timed(lambda: _first_pixels(detector, train, some))
     loaded = detector.extractor  # before the copy, so that both share it
@@ -135,9 +136,9 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
     probe.extractor = loaded
     probe.stopwatch = Stopwatch()
     if steps:
-        probe.options = replace(options, steps=min(steps, PROBE))
+        probe.options = options.shortened(PROBE)
         fitting, _ = _timed(lambda: probe.fit(pixels))
-        rest = (steps - probe.options.steps) * probe.history[-1].seconds  # every step of the probe is a record
+        rest = _rest(options.stages, probe.options.stages, [record.seconds for record in probe.history])
     else:
         few = replace(pixels, values=pixels.values[: max(1, some // 2)])
         first, _ = _timed(lambda: probe.fit(few))
@@ -151,6 +152,12 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
     }  # fmt: skip
     decoded_bytes = n * 3 * h * w
     return SystemEstimate(n, decoded_bytes, detector.state_bytes(n, (h, w)), not detector.limit.fits(decoded_bytes), steps, seconds)
+
+
+def _rest(whole: Sequence[int], done: Sequence[int], seconds: Sequence[float]) -> float:
+    """Seconds of the steps that a probe left out; every step of the probe is a record, those of its stages one after the other."""
+    ends = list(itertools.accumulate(done))
+    return sum((every - some) * seconds[end - 1] for every, some, end in zip(whole, done, ends, strict=True) if some)
 
 
 def _first_pixels(detector: PixelDetector, train: Split, count: int) -> Pixels:

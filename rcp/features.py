@@ -244,7 +244,10 @@ class PatchExtractor:
         Returns:
             Per level (B, C_l, H_l, W_l) float32 on the extractor's device.
         """
-        x = self.normalised(pixels)
+        return self.maps_of(self.normalised(pixels))
+
+    def maps_of(self, x: Tensor) -> list[Tensor]:
+        """Return the same of images as the network takes them, (B, 3, h, w) float32, with gradient to them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             maps = self.model(x)
         if self.backbone.channels_last:

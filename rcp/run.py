@@ -96,8 +96,8 @@ def run(
     record |= {"seconds": detector.stopwatch.seconds | watch.seconds, "peak_rss_bytes": peak_rss_bytes()}
     record |= {"peak_anonymous_bytes": memory.peak_bytes, "max_bytes": detector.limit.max_bytes}
     write_json(out / "result.json", record)
-    if trains:
-        checkpoint.unlink(missing_ok=True)
+    for file in out.glob(f"{checkpoint.name}*") if trains else ():  # a training of several stages leaves one a stage
+        file.unlink()
     return record
 
 

@@ -10,8 +10,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,15 @@ class TrainingOptions:
             raise ValueError(f"held_out is a share in [0, 1), got {self.held_out}; 0.1 holds one image of ten out")
         if self.smoothing < 0:
             raise ValueError(f"smoothing must not be negative, got {self.smoothing}")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Steps of each stage; a training of one stage has one."""
+        return (self.steps,)
+
+    def shortened(self, steps: int) -> Self:
+        """Return the same with no more than so many steps a stage, for a probe of what the whole will take."""
+        return replace(self, steps=min(steps, self.steps))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, grey_opening
 from torch import nn
 
 import rcp
-from rcp.detectors import mkd
+from rcp.detectors import mkd, mkd_map
 from rcp.detectors.mkd import MKD, PAPER, PAPER_FEATURES, Cloner, MKDOptions
 from rcp.pixels import load_pixels
 
@@ -158,17 +158,17 @@ def test_the_opening_takes_a_single_pixel_away_and_keeps_a_block():
     maps[:, 10:17, 12:19] = 2
     expected = maps.clone()
     expected[:, 4, 5] = 0
-    assert torch.equal(mkd.opened(maps, 3), expected) and torch.equal(mkd.opened(maps, 1), maps)
-    assert not mkd.opened(maps, 9).any()
+    assert torch.equal(mkd_map.opened(maps, 3), expected) and torch.equal(mkd_map.opened(maps, 1), maps)
+    assert not mkd_map.opened(maps, 9).any()
 
 
 @pytest.mark.parametrize("side", [3, 5])
 def test_the_opening_equals_scipys_and_commutes_with_thresholds(side):
     maps = gaussian(2, 17, 23)
-    found = mkd.opened(maps, side)
+    found = mkd_map.opened(maps, side)
     for one, other in zip(maps, found, strict=True):
         np.testing.assert_array_equal(other[4:-4, 4:-4], grey_opening(one.numpy(), (side, side))[4:-4, 4:-4])
-    assert torch.equal(mkd.opened((maps > -1).float(), side), (found > -1).float()) and (found <= maps).all()
+    assert torch.equal(mkd_map.opened((maps > -1).float(), side), (found > -1).float()) and (found <= maps).all()
 
 
 def test_the_map_is_the_absolute_gradient_of_all_colours_blurred_then_opened():
@@ -176,7 +176,7 @@ def test_the_map_is_the_absolute_gradient_of_all_colours_blurred_then_opened():
     found = mkd.saliency(gradient, 1.5, 3)
     for b in range(2):
         blurred = gaussian_filter(gradient[b].abs().sum(0).numpy(), 1.5, mode="reflect", truncate=4.0)
-        expected = mkd.opened(torch.from_numpy(blurred)[None], 3)[0]
+        expected = mkd_map.opened(torch.from_numpy(blurred)[None], 3)[0]
         torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=1e-4)
 
 

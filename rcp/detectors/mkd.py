@@ -18,7 +18,7 @@ VGG-16 with all inner layers cut to 16 channels, as here. Critical layers may be
 are linear, too, and rectified on the way to the next stage. The authors' code scales every map to [0, 1] by its own image
 before the metric and leaves good images out of the pixel metric; here gradients keep their size, and all images count. It
 drops the first critical layer from the image's score; here the score is the loss that was trained. It blends by 0.5 on the
-value term where the text balances both terms on the untrained cloner (our default). It averages the absolute gradients of
+value term; by default ours makes both terms equal on the untrained cloner. It averages the absolute gradients of
 noisy copies, the formula the gradients. It guides the cloner's ReLUs only. It feeds colours in [0, 1], we normalised ones. Of
 VGG-16 it compares what leaves the poolings; timm offers what enters them, but for the last. The opening's window is a square.
 
@@ -28,24 +28,23 @@ et al., *SmoothGrad* (arXiv 1706.03825); Springenberg et al., *Striving for Simp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from rcp.detectors.mkd_map import check_guidable, guided, input_gradient, saliency, smooth_gradient
+from rcp.detectors.mkd_network import Cloner
 from rcp.detectors.pixel import TrainedDetector
 from rcp.features import FeatureSettings
 from rcp.modelfile import ModelFile
 from rcp.pixels import AT_A_TIME
-from rcp.scoring import pixel_maps
 from rcp.training import StepRecord, TrainingOptions, drawn_from, train
 
 GRADIENTS = ("plain", "smoothgrad", "guided")
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)  # rise or stay level: the sign of a gradient means the same on both sides
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class MKDOptions(TrainingOptions):
     Attributes:
         width: channels of the cloner's inner layers.
         direction_weight: λ, what the direction term counts beside the value term; None: as much as makes both equal on the
-            untrained cloner, the paper's rule.
+            untrained cloner (ours).
         gradient: "plain", "smoothgrad" or "guided", see the module's table; "guided" wants a backbone with ReLUs.
         samples: noisy copies, for "smoothgrad".
         noise: their standard deviation, as a share of the image's range of values, for "smoothgrad".
@@ -94,42 +93,6 @@ PAPER = MKDOptions(steps=2400, batch_size=64, learning_rate=1e-3, samples=50)  #
 PAPER_FEATURES = FeatureSettings("vgg16.tv_in1k", levels=(1, 2, 3, 4), patch_size=1, resize=(128, 128), crop=None)
 
 
-class Cloner(nn.Module):
-    """A slim network with the source's shapes at the critical layers.
-
-    A stage a critical layer: 3×3 convolutions of `width` channels with batch norm and ReLU, strided until the layer's stride
-    is reached, one more, and a linear 3×3 convolution to the source's channels.
-    """
-
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int):
-        """Build it for a source's channels and strides, rising, at the critical layers."""
-        super().__init__()
-        self.stages, self.critical, self.rectified = nn.ModuleList(), nn.ModuleList(), nn.ReLU()
-        halved, before = 0, 3
-        for depth, stride in zip(channels, strides, strict=True):
-            halvings = max(0, round(math.log2(stride)) - halved)
-            widths = [before] + [width] * halvings
-            blocks = [_block(c, width, 2) for c in widths[:halvings]] + [_block(widths[-1], width, 1)]
-            self.stages.append(nn.Sequential(*blocks))
-            self.critical.append(nn.Conv2d(width, depth, 3, padding=1))
-            halved, before = halved + halvings, depth
-
-    def forward(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Return the activations at the critical layers: (b, 3, h, w) and their (H_l, W_l) → (b, C_l, H_l, W_l) each."""
-        maps = []
-        for stage, critical, grid in zip(self.stages, self.critical, grids, strict=True):
-            x = critical(stage(x))  # (b, C_l, ≈H_l, ≈W_l)
-            if x.shape[-2:] != grid:  # the source rounds odd sizes down
-                x = F.interpolate(x, grid, mode="bilinear")
-            maps.append(x)
-            x = self.rectified(x)
-        return maps
-
-
-def _block(before: int, after: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
-
-
 # --- the loss: what is trained, and an image's score ----------------------------------------------
 
 
@@ -161,105 +124,6 @@ def direction_distance(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Te
 def distillation_loss(source: Sequence[Tensor], cloned: Sequence[Tensor], direction_weight: float) -> Tensor:
     """Return L_total = L_val + λ·L_dir, (b,), the paper's total loss: what is trained, and an image's score."""
     return value_distance(source, cloned) + direction_weight * direction_distance(source, cloned)
-
-
-# --- the map: which pixels are to blame -----------------------------------------------------------
-
-
-def input_gradient(loss_of: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the losses of images, (b,), and the gradient of each with respect to its own image, (b, 3, h, w).
-
-    Args:
-        loss_of: (b, 3, h, w) → (b,), each loss a function of its own image alone.
-        x: (b, 3, h, w).
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        loss = loss_of(x)
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
-    return loss.detach(), gradient
-
-
-def smooth_gradient(loss_of: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, share: float) -> Tensor:
-    """Return the mean gradient over noisy copies of every image.
-
-    Args:
-        loss_of: as for `input_gradient`.
-        x: (b, 3, h, w).
-        noise: (samples, 3, h, w) of variance 1; the same for all images, so that none depends on its company.
-        share: the noise's standard deviation, as a share of each image's range.
-
-    Returns:
-        (b, 3, h, w).
-
-    Source: Smilkov et al., *SmoothGrad*.
-    """
-    spread = share * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))  # (b, 1, 1, 1)
-    total = torch.zeros_like(x)
-    for sample in noise:  # (3, h, w)
-        total += input_gradient(loss_of, x + spread * sample)[1]
-    return total / len(noise)
-
-
-def check_guidable(network: nn.Module) -> None:
-    """Raise a ValueError if a network has other activations than rectifiers: guided backpropagation is not defined there."""
-    found = [m for m in network.modules() if ".activation" in type(m).__module__ and not isinstance(m, RECTIFIERS)]
-    if found:
-        other = ", ".join(sorted({type(m).__name__ for m in found}))
-        raise ValueError(f"guided backpropagation needs ReLUs, the backbone has {other}: take gradient 'plain' or 'smoothgrad'")
-
-
-@contextmanager
-def guided(*networks: nn.Module) -> Iterator[None]:
-    """Cut negative gradients where they enter a rectifier of these networks from above, in passes inside the context.
-
-    Raises:
-        ValueError: if a network has activations that are no rectifiers.
-
-    Source: Springenberg et al., *Striving for Simplicity*.
-    """
-
-    def cut(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: gradient.clamp_min(0))
-
-    for network in networks:
-        check_guidable(network)
-    rectifiers = {m for network in networks for m in network.modules() if isinstance(m, RECTIFIERS)}
-    handles = [m.register_forward_hook(cut) for m in rectifiers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def opened(maps: Tensor, side: int) -> Tensor:
-    """Return the grey opening of maps: erosion, then dilation; what is bright on less than a square goes.
-
-    Thresholding the opened map is the same as opening the thresholded one, which is what the paper does.
-
-    Args:
-        maps: (b, h, w).
-        side: of the square, odd; 1 leaves the maps as they are.
-
-    Returns:
-        (b, h, w), nowhere above `maps`.
-    """
-    eroded = -F.max_pool2d(-maps[:, None], side, stride=1, padding=side // 2)  # (b, 1, h, w)
-    return F.max_pool2d(eroded, side, stride=1, padding=side // 2)[:, 0]
-
-
-def saliency(gradient: Tensor, sigma: float, opening: int) -> Tensor:
-    """Return maps of the pixels to blame, not negative: the absolute gradient over all colours, blurred, then opened.
-
-    Args:
-        gradient: (b, 3, h, w); the maps are (b, h, w).
-        sigma: of the Gaussian, in pixels; 0 for none.
-        opening: side of the opening's square, odd.
-    """
-    strength = gradient.abs().sum(1)  # (b, h, w)
-    return opened(pixel_maps(strength, strength.shape[-2:], sigma), opening)
 
 
 class MKD(TrainedDetector):
@@ -321,11 +185,7 @@ class MKD(TrainedDetector):
 
     def _loss(self, x: Tensor) -> Tensor:
         """(b, 3, h, w) normalised → (b,): the total loss, through both networks, with gradient."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.features.precision == "bfloat16"):
-            source = self.extractor.model(x)
-        if self.extractor.backbone.channels_last:
-            source = [m.permute(0, 3, 1, 2) for m in source]
-        source = [m.float() for m in source]
+        source = self.extractor.maps_of(x)
         return distillation_loss(source, self.cloner(x, [m.shape[-2:] for m in source]), self.direction_weight)
 
     def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

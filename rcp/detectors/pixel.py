@@ -202,7 +202,7 @@ class TrainedDetector(PixelDetector):
     @property
     def finished(self) -> bool:
         """Whether the training was run to its end: Ctrl-C may have cut it short."""
-        return not self.options.steps or (bool(self.history) and self.history[-1].step == self.options.steps)
+        return (self.history[-1].step if self.history else 0) == sum(self.options.stages)
 
     def _facts(self) -> dict:
         return {"steps": self.history[-1].step if self.history else 0}
