@@ -345,6 +345,13 @@ def test_normal_and_anomalous_queries_are_equally_many():
     assert labels[slots].tolist() == [0] * 5 + [1] * 5 and set(slots.tolist()) == set(range(7))
 
 
+def test_a_step_sees_as_many_normal_as_anomalous_queries(generalist, toys, monkeypatch):
+    seen, focal = [], focal_loss
+    monkeypatch.setattr("rcp.detectors.inctrl.focal_loss", lambda p, labels, gamma: (seen.append(labels), focal(p, labels, gamma))[1])
+    sharing(generalist, steps=3, batch_size=12).pretrain([replace(toys["a"], test=toys["a"].test[5:])])  # one anomaly, six good
+    assert len(seen) == 6 and all(sorted(labels.tolist()) == [0] * 6 + [1] * 6 for labels in seen)
+
+
 def test_a_killed_pretraining_goes_on_to_the_same_heads(settings, generalist, toys, tmp_path):
     file, told = tmp_path / "pretraining.safetensors", []
 
