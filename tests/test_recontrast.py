@@ -68,11 +68,11 @@ def diversity(detector: ReContrast, pixels: Tensor) -> list[float]:
 def test_without_stop_gradient_the_trained_encoder_collapses(three, category):
     found = {}
     for stop in (True, False):
-        options = ReContrastOptions(steps=25, batch_size=4, encoder_rate=6e-3, hard_mining=False, stop_gradient=stop)
-        detector = ReContrast(three, options=options, seed=1, device="cpu").fit(category.train)
+        options = ReContrastOptions(steps=25, batch_size=2, encoder_rate=6e-3, hard_mining=False, stop_gradient=stop)
+        detector = ReContrast(three, options=options, seed=3, device="cpu").fit(category.train)
         found[stop] = diversity(detector, detector._pixels(category.train, "raise").values)
-    for kept, collapsed in zip(found[True], found[False], strict=True):
-        assert kept > 2 * collapsed, found  # it is three to five times
+    ratios = [kept / collapsed for kept, collapsed in zip(found[True], found[False], strict=True)]
+    assert min(ratios) > 2 and ratios[-1] > 3, found  # they are 3, 5 and 7
 
 
 @pytest.mark.parametrize("switches", [{}, {"hard_mining": False}, {"contrast": False}, ALONE])
@@ -265,7 +265,7 @@ def test_one_model_for_two_categories(three, category, tmp_path):
 
     features = replace(three, backbone="efficientnet_lite0", pretrained=True)
     good = [*category.train.paths, *negative(category.train.paths)]
-    detector = ReContrast(features, options=replace(FEW, held_out=0.25), device="cpu").fit(good)
+    detector = ReContrast(features, options=replace(FEW, steps=15, held_out=0.25), device="cpu").fit(good)
     assert detector.fitted_on["images"] == 16 and len(detector.normal_scores().image_scores) == 4
     labels = torch.tensor(category.test.labels)
     for paths in (category.test.paths, negative(category.test.paths)):

@@ -52,7 +52,7 @@ class RD4ADOptions(TrainingOptions):
         global_cosine: a map is compared as one vector, as the published code does; False: position by position.
     """
 
-    steps: int = 250
+    steps: int = 400
     learning_rate: float = 5e-3
     blocks: tuple[int, ...] = (1, 1, 1)
     embedding_blocks: int = 1
