@@ -111,9 +111,9 @@ def test_a_hot_spot_in_the_moved_picture_is_brought_back_to_its_place(parameters
 
 def test_what_the_moved_picture_did_not_show_takes_the_nearest_number():
     right = similarity(torch.tensor([[0.0, 0.5, 0.0, 0.0]]), SIZE)  # shows the right three quarters, and what is not there
-    columns = torch.arange(80.0).expand(1, *SIZE)
+    columns = 5 + torch.arange(80.0).expand(1, *SIZE)
     back = brought_back(columns, right)
-    torch.testing.assert_close(back[0, :, :20], torch.zeros(48, 20))  # not shown: the first column's
+    torch.testing.assert_close(back[0, :, :20], torch.full((48, 20), 5.0))  # not shown: the first column's
     torch.testing.assert_close(back[0, :, 20:], columns[0, :, :60], atol=1e-3, rtol=0)
     assert torch.equal(seen(right, SIZE)[0, 0], (torch.arange(80) < 60).float())
 
@@ -153,6 +153,13 @@ def test_pairwise_l2_equals_a_loop_over_pairs_and_positions():
                         count += both
                 pairs.append(total / count)
     assert float(pairwise_l2(maps, w)) == pytest.approx(sum(pairs) / 12, rel=1e-5)
+
+
+def test_features_are_compared_at_length_one():
+    maps = 7 * gaussian(2, 5, 3, 6)
+    (found,) = unit([maps])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2, 3, 6))
+    torch.testing.assert_close(F.cosine_similarity(found, maps), torch.ones(2, 3, 6))
 
 
 def test_the_dense_loss_equals_a_loop_over_pairs_and_positions():
@@ -219,14 +226,13 @@ def test_distances_to_the_reference_equal_a_loop():
         assert float(found) == pytest.approx(np.mean(levels), rel=1e-5)
 
 
-def test_congealing_finds_the_turns_of_a_toy():
-    own = gaussian(6, 9, 9)
-    poses = [0, 3, 1, 2, 2]
-    maps = torch.stack([torch.stack([own.rot90(k - pose, (1, 2)) for k in range(4)]) for pose in poses])  # (5, 4, 6, 9, 9)
+def test_congealing_finds_the_turns_of_a_toy_and_their_mean():
+    own, poses = gaussian(6, 9, 9), [0, 3, 1, 2, 2]
+    pictures = [(own + 0.3 * gaussian(6, 9, 9, seed=i + 1)).rot90(-pose, (1, 2)) for i, pose in enumerate(poses)]
+    maps = torch.stack([torch.stack([picture.rot90(k, (1, 2)) for k in range(4)]) for picture in pictures])  # (5, 4, 6, 9, 9)
     reference = congealed([maps])
-    torch.testing.assert_close(reference[0], own)
-    best = [int(turn_distances([m], reference).argmin()) for m in maps]
-    assert best == poses
+    torch.testing.assert_close(reference[0], torch.stack([maps[i, pose] for i, pose in enumerate(poses)]).mean(0))
+    assert [int(turn_distances([m], reference).argmin()) for m in maps] == poses
 
 
 # --- what alignment is for ------------------------------------------------------------------------
@@ -347,6 +353,17 @@ def test_what_each_stage_trains(features, fitted, pixels):
     assert not len(Focused(fitted.extractor, None).aligners)
 
 
+def test_the_fine_stage_sees_aligned_pictures(features, quick, monkeypatch):
+    few, first = quick
+    seen_by_it, forward = [], Focused.forward
+    monkeypatch.setattr(Focused, "forward", lambda self, pictures: seen_by_it.append(pictures) or forward(self, pictures))
+    one = detector(features, QUICK).fit(few)
+    expected = moved(few.values.float(), one.aligner(few.values))  # the three pictures of every batch, in some order
+    for batch in seen_by_it[:2]:
+        torch.testing.assert_close(batch.sum(0), expected.sum(0), rtol=1e-4, atol=0.1)
+    assert float((expected - few.values).abs().mean()) > 1
+
+
 def test_the_backbone_learns_to_agree(features, pixels):
     options = replace(SMALL, alignment="none", steps=12, batch_size=3, learning_rate=0.01)
     history = detector(features, options).fit(pixels).history
@@ -432,7 +449,7 @@ def test_maps_come_back_by_the_pictures_movement_and_the_first_stages(fitted, pi
     few = pixels.values[:2]
     place = fitted.aligner(few)
     fitted.focused(moved(few.float(), place))
-    features, whole = fitted._features(few)
+    features, whole = fitted._features(few, place)
     torch.testing.assert_close(whole, after(place, fitted.focused.movements[0]))
     there = fyd.mahalanobis(features.flatten(1, 2), fitted.mean.flatten(0, 1), fitted.factor.flatten(0, 1)).view(2, 16, 24)
     assert torch.equal(fitted._score(few)[1], brought_back(there, whole)) and not torch.equal(fitted._score(few)[1], there)

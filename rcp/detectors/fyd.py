@@ -178,12 +178,20 @@ class FocusYourDistribution(TrainedDetector):
         self.chosen = torch.randperm(self.extractor.width, generator=torch.Generator().manual_seed(self.seed))
         self.chosen = self.chosen[: self._width].sort().values.to(self.extractor.device)  # (d,): the channels that PaDiM draws
         self._build(generator)
-        history = self._learn_coarse(pixels, generator) if self.options.alignment != "none" else []
+        history, places = [], None
+        if self.aligner is not None:
+            if self.options.angles > 1:
+                self.aligner.find_reference(pixels[:CONGEALED])
+            turned = torch.cat([self.aligner.turn(part) for part in pixels.split(AT_A_TIME)])  # (n, 2, 3)
+            history = self._learn_coarse(pixels, turned, generator)
+            parts = zip(pixels.split(AT_A_TIME), turned.split(AT_A_TIME), strict=True)
+            places = torch.cat([self.aligner(part, turn) for part, turn in parts])  # (n, 2, 3)
         if (history[-1].step if history else 0) == self.options.stages[0] and self.focused is not None:
-            history = history + self._learn_fine(pixels, generator)
+            history = history + self._learn_fine(pixels, places, generator)
         rows = None
         for at in range(0, len(pixels), AT_A_TIME):
-            part = self._features(pixels[at : at + AT_A_TIME])[0]
+            few = slice(at, at + AT_A_TIME)
+            part = self._features(pixels[few], places[few] if places is not None else None)[0]
             rows = self.limit.empty((len(pixels), *part.shape[1:]), part.dtype).values if rows is None else rows  # (n, H, W, d)
             rows[at : at + len(part)] = part
         mean, factor = fit_gaussians(rows.flatten(1, 2), self.options.epsilon, limit=self.limit, device=self._where)
@@ -201,11 +209,8 @@ class FocusYourDistribution(TrainedDetector):
 
     # Coarse: image-level alignment
 
-    def _learn_coarse(self, pixels: Tensor, generator: torch.Generator) -> list[StepRecord]:
+    def _learn_coarse(self, pixels: Tensor, turned: Tensor, generator: torch.Generator) -> list[StepRecord]:
         o, aligner = self.options, self.aligner
-        if o.angles > 1:
-            aligner.find_reference(pixels[:CONGEALED])
-        turned = torch.cat([aligner.turn(part) for part in pixels.split(AT_A_TIME)])  # (n, 2, 3)
         limits = o.jitter * torch.tensor(o.limits)
 
         def step(indices: Tensor, number: int) -> dict[str, Tensor]:
@@ -217,11 +222,9 @@ class FocusYourDistribution(TrainedDetector):
 
     # Fine: feature-level alignment and the dense loss
 
-    def _learn_fine(self, pixels: Tensor, generator: torch.Generator) -> list[StepRecord]:
+    def _learn_fine(self, pixels: Tensor, places: Tensor | None, generator: torch.Generator) -> list[StepRecord]:
         o, net, channels = self.options, self.focused, self.extractor.backbone.channels
-        if self.aligner is not None:
-            places = torch.cat([self.aligner(part) for part in pixels.split(AT_A_TIME)])  # (n, 2, 3)
-        else:
+        if places is None:
             places = torch.eye(2, 3, device=self.extractor.device).expand(len(pixels), -1, -1)
         with drawn_from(generator):
             heads = nn.ModuleList(nn.ModuleList([project(c), predict(c)]) for c in channels if o.contrast)
@@ -262,9 +265,8 @@ class FocusYourDistribution(TrainedDetector):
     # PaDiM on what was learned
 
     @torch.no_grad()
-    def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(b, H, W, d) of the moved pictures, and the movements that the finest level went through, (b, 2, 3) or None."""
-        place = self.aligner(pixels) if self.aligner is not None else None
+    def _features(self, pixels: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(b, H, W, d) of the pictures at their places, and the movements that the finest level went through, (b, 2, 3) or None."""
         batch = pixels if place is None else moved(pixels.to(place.device).float(), place)
         if self.focused is None:
             maps = self.extractor.maps(batch)
@@ -281,7 +283,7 @@ class FocusYourDistribution(TrainedDetector):
         if grid != self.mean.shape[:2]:
             found, known = ("{}x{}".format(*shape) for shape in (grid, self.mean.shape[:2]))
             raise ValueError(f"these images have {found} positions, the Gaussians {known}: fyd needs images of one size")
-        features, place = self._features(pixels)
+        features, place = self._features(pixels, self.aligner(pixels) if self.aligner is not None else None)
         rows, (h, w, d) = features.flatten(1, 2).to(self._where), self.mean.shape
         grids = mahalanobis(rows, self.mean.view(-1, d), self.factor.view(-1, d, d)).view(-1, h, w)
         if place is not None:

@@ -233,9 +233,9 @@ class ImageAligner(nn.Module):
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the movements that align pictures: (b, 3, h, w) → (b, 2, 3)."""
-        turned = self.turn(pixels)
+    def forward(self, pixels: Tensor, turned: Tensor | None = None) -> Tensor:
+        """Return the movements that align pictures, whose coarse turns may be known: (b, 3, h, w) → (b, 2, 3)."""
+        turned = self.turn(pixels) if turned is None else turned
         return after(turned, self.locator(self.look(pixels, turned)[0], pixels.shape[2:]))
 
     def losses(self, pixels: Tensor, turned: Tensor, jitter: Tensor, anchor: float) -> dict[str, Tensor]:
