@@ -265,7 +265,7 @@ def test_one_model_for_two_categories(three, category, tmp_path):
 
     features = replace(three, backbone="efficientnet_lite0", pretrained=True)
     good = [*category.train.paths, *negative(category.train.paths)]
-    detector = ReContrast(features, options=replace(FEW, steps=15, held_out=0.25), device="cpu").fit(good)
+    detector = ReContrast(features, options=replace(FEW, steps=25, learning_rate=5e-3, held_out=0.25), device="cpu").fit(good)
     assert detector.fitted_on["images"] == 16 and len(detector.normal_scores().image_scores) == 4
     labels = torch.tensor(category.test.labels)
     for paths in (category.test.paths, negative(category.test.paths)):
