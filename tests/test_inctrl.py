@@ -463,7 +463,10 @@ def test_with_text_the_prior_is_part_of_map_and_score(settings, toys, stub):
     assert not torch.allclose(without, expected, atol=1e-4)
 
 
-def test_another_backbone_than_clips_own_tower_is_refused():
+def test_another_backbone_than_clips_own_tower_is_refused(settings, toys, monkeypatch):
+    monkeypatch.setattr("rcp.detectors.inctrl.load_prior", lambda *given: TextPrior(StubClip(torch.zeros(4, 3, 1, 1)), words, "object"))
+    with pytest.raises(ValueError, match="the backbone is not this CLIP model's image tower"):
+        InCTRL(settings, options=replace(QUICK, text=True, clip_weights="clip.pt"), device="cpu").pretrain([toys["a"]])
     backbone = load_backbone("test_resnet", levels=(2,), pretrained=False).model
     own = next(t for t in backbone.state_dict().values() if t.ndim == 4)
     check_tower(StubClip(own), backbone)
