@@ -309,17 +309,20 @@ def test_coarse_turns_bring_pictures_together_that_lie_at_any_angle(features, ba
 
 # --- the detector ---------------------------------------------------------------------------------
 
-QUICK = FocusYourDistributionOptions(steps=2, batch_size=3, coarse_steps=2, angles=3, dimension=5, learning_rate=0.01, held_out=0.0)
+QUICK = FocusYourDistributionOptions(steps=2, batch_size=3, coarse_steps=2, angles=2, dimension=5, learning_rate=0.01, held_out=0.0)
 
 
 @pytest.fixture(scope="module")
 def quick(features, pixels):
-    few = replace(pixels, values=pixels.values[:3], indices=[0, 1, 2], sizes=pixels.sizes[:3])
+    values = pixels.values[:3].clone()
+    values[1] = values[1].flip((1, 2))  # half a turn
+    few = replace(pixels, values=values, indices=[0, 1, 2], sizes=pixels.sizes[:3])
     return few, detector(features, QUICK).fit(few)
 
 
-@pytest.mark.parametrize("options", [dict(alignment="none", contrast=False), dict(alignment="none", steps=0)])
-def test_without_alignment_and_training_it_is_padim(features, photos, options):
+@pytest.mark.parametrize("options, patch_size", [(dict(contrast=False), 1), (dict(steps=0), 3)])
+def test_without_alignment_and_training_it_is_padim(features, photos, options, patch_size):
+    features, options = replace(features, patch_size=patch_size), options | {"alignment": "none"}
     ours = detector(features, FocusYourDistributionOptions(held_out=0.0, dimension=20, **options), seed=3).fit(photos)
     theirs = PaDiM(features, options=PaDiMOptions(dimension=20), device="cpu", seed=3).fit(photos)
     assert torch.equal(ours.chosen, theirs.chosen) and torch.equal(ours.factor, theirs.factor)
@@ -353,15 +356,29 @@ def test_what_each_stage_trains(features, fitted, pixels):
     assert not len(Focused(fitted.extractor, None).aligners)
 
 
-def test_the_fine_stage_sees_aligned_pictures(features, quick, monkeypatch):
+def test_the_fine_stage_sees_aligned_pictures_where_they_show_something(features, quick, monkeypatch):
     few, first = quick
-    seen_by_it, forward = [], Focused.forward
+    seen_by_it, forward, weights, loss = [], Focused.forward, [], dense_loss
+    monkeypatch.setattr(fyd, "dense_loss", lambda p, z, w: weights.append(w) or loss(p, z, w))
+    monkeypatch.setattr(fyd_align.ImageAligner, "turn", lambda self, pictures: turns(5, (64, 96))[1:2].expand(len(pictures), -1, -1))
     monkeypatch.setattr(Focused, "forward", lambda self, pictures: seen_by_it.append(pictures) or forward(self, pictures))
     one = detector(features, QUICK).fit(few)
     expected = moved(few.values.float(), one.aligner(few.values))  # the three pictures of every batch, in some order
     for batch in seen_by_it[:2]:
         torch.testing.assert_close(batch.sum(0), expected.sum(0), rtol=1e-4, atol=0.1)
     assert float((expected - few.values).abs().mean()) > 1
+    shown = seen(one.aligner(few.values), (16, 24)).sum(0)
+    assert torch.equal(weights[0].sum(0), shown) and 0 < int((shown == 0).sum()) < 192
+
+
+def test_gaussians_are_those_of_the_training_pictures_at_their_places(features, quick):
+    few, first = quick
+    rows, _ = first._features(few.values, first.aligner(few.values))
+    torch.testing.assert_close(first.mean, rows.mean(0), rtol=1e-3, atol=1e-4)
+    again = fyd_align.ImageAligner(first.extractor, QUICK.limits, angles=2, shrink=2)
+    again.find_reference(few.values)
+    assert all(torch.equal(a, b) for a, b in zip(again.reference, first.aligner.reference, strict=True))
+    assert len({tuple(m.flatten().tolist()) for m in first.aligner.turn(few.values)}) > 1
 
 
 def test_the_backbone_learns_to_agree(features, pixels):

@@ -115,7 +115,7 @@ class FocusYourDistributionOptions(TrainingOptions):
         return self.coarse_steps * (self.alignment != "none"), self.steps * (self.contrast or self.alignment == "both")
 
 
-# The paper trains ResNet-18 and WRN-50 in full; rates, steps and limits are not known to us, and stay ours.
+# Its rates, steps and limits are not published: these are ours, without the teaching preset's shortcuts and coarse turns.
 PAPER = FocusYourDistributionOptions(steps=1000, batch_size=32, coarse_steps=1000, shrink=1, angles=1, dimension=550)
 PAPER_FEATURES = FeatureSettings("wide_resnet50_2", levels=(1, 2, 3), patch_size=1)
 
