@@ -11,8 +11,9 @@ import torch
 
 import rcp
 from rcp import PaDiM, PaDiMOptions
-from rcp.detectors import padim
-from rcp.detectors.padim import PAPER, PAPER_FEATURES, fit_gaussians, leave_one_out, mahalanobis, reduced
+from rcp.detectors import gaussians, padim
+from rcp.detectors.gaussians import fit_gaussians, leave_one_out, mahalanobis
+from rcp.detectors.padim import PAPER, PAPER_FEATURES, reduced
 from rcp.detectors.reduced import covariance, principal_map
 
 SMALL = PaDiMOptions(dimension=20)
@@ -94,15 +95,15 @@ def test_the_blocks_of_positions_change_nothing(monkeypatch):
         return mean, factor, mahalanobis(queries, mean, factor), leave_one_out(rows, 0.01)
 
     whole = everything()
-    monkeypatch.setattr(padim, "BLOCK", 1)  # one position a block
+    monkeypatch.setattr(gaussians, "BLOCK", 1)  # one position a block
     for a, b in zip(whole, everything(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_are_small_for_many_channels_and_for_many_images():
     for n, d in ((8, 550), (10_000, 100), (64, 100)):
-        part = next(iter(padim._blocks(n, 3136, d)))
-        assert (part.stop - part.start) * d * max(n, d) <= padim.BLOCK
+        part = next(iter(gaussians._blocks(n, 3136, d)))
+        assert (part.stop - part.start) * d * max(n, d) <= gaussians.BLOCK
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 3), (5, 20), (3, 2)])

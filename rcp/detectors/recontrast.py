@@ -61,16 +61,9 @@ import torch
 from torch import Tensor, nn
 
 from rcp.backbones import Backbone
-from rcp.detectors.rd4ad import (
-    PAPER_FEATURES as RD4AD_FEATURES,
-    RD4AD,
-    FrozenMaps,
-    RD4ADOptions,
-    ReverseNetwork,
-    anomaly_map,
-    position_distance,
-    reconstruction_loss,
-)
+from rcp.detectors.rd4ad import PAPER_FEATURES as RD4AD_FEATURES
+from rcp.detectors.rd4ad import RD4AD, RD4ADOptions, anomaly_map, position_distance, reconstruction_loss
+from rcp.detectors.rd4ad_network import FrozenMaps, ReverseNetwork
 from rcp.training import StepRecord, drawn_from, train
 
 WEIGHT_DECAY = 1e-5  # of AdamW, as in the published code
