@@ -43,12 +43,12 @@ KEPT = {  # idea → what of the good images is kept, and what is asked of a new
 
 def taxonomy_figure() -> Figure:
     """Return the five ideas as pictograms, each with its systems, what it keeps and what it asks."""
-    figure = plots.new_figure(12, 5.2)
+    figure = plots.new_figure(12, 4.9)
     panels = figure.subplots(1, len(IDEAS))
     draw = {"memory": _memory, "distribution": _distribution, "distillation": _distillation, "reconstruction": _reconstruction,
             "generalist": _generalist}  # fmt: skip
     for axes, (idea, systems) in zip(panels, IDEAS.items(), strict=True):
-        axes.set(xlim=(0, 10), ylim=(-8.4, 10), aspect="equal")
+        axes.set(xlim=(0, 10), ylim=(-7.6, 10), aspect="equal")
         axes.axis("off")
         axes.set_title(idea, fontsize=plots.TYPE + 1, color=COLOURS[idea], fontweight="bold")
         draw[idea](axes, COLOURS[idea])
@@ -60,7 +60,7 @@ def taxonomy_figure() -> Figure:
 
 
 def _cloud(seed: int = 3, n: int = 22) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 1, (n, 2)) @ np.array([[1.5, 0.7], [0.0, 0.7]]) + np.array([4.2, 4.6])
+    return np.random.default_rng(seed).normal(0, 1, (n, 2)) @ np.array([[1.2, 0.6], [0.0, 0.7]]) + np.array([4.2, 4.6])
 
 
 def _memory(axes: Axes, colour: str) -> None:
@@ -73,8 +73,8 @@ def _memory(axes: Axes, colour: str) -> None:
 
 
 def _distribution(axes: Axes, colour: str) -> None:
-    for scale in (2, 4, 6):
-        axes.add_patch(Ellipse((4.2, 4.6), 1.7 * scale, 0.85 * scale, angle=24, fill=False, lw=2, color=colour, alpha=1.15 - scale / 8))
+    for scale in (1.6, 3.2, 4.8):
+        axes.add_patch(Ellipse((4.2, 4.6), 1.7 * scale, 0.85 * scale, angle=24, fill=False, lw=2, color=colour, alpha=1.15 - scale / 6))
     axes.plot(4.2, 4.6, "+", ms=12, mew=2.5, color=colour)
     axes.plot(8.3, 8.6, "X", ms=13, color=plots.ANOMALOUS, mec="white")
 
@@ -82,7 +82,7 @@ def _distribution(axes: Axes, colour: str) -> None:
 def _distillation(axes: Axes, colour: str) -> None:
     x = np.linspace(0.5, 9.5, 200)
     teacher = 5 + 1.8 * np.sin(x) + 0.5 * np.cos(2.3 * x)
-    student = np.where(x < 6.5, teacher + 0.12 * np.sin(5 * x), teacher - 1.9 * (x - 6.5))
+    student = np.where(x < 6.5, teacher + 0.12 * np.sin(5 * x), teacher - 1.2 * (x - 6.5))
     axes.plot(x, teacher, color=plots.LIMIT, lw=3)
     axes.plot(x, student, color=colour, lw=3, ls="--")
     axes.axvspan(6.5, 9.6, ymin=0.45, ymax=1, color=plots.GREY, alpha=0.15, lw=0)

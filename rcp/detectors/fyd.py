@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,10 @@ class FocusYourDistributionOptions(TrainingOptions):
     def stages(self) -> tuple[int, int]:
         """Steps of the coarse and of the fine stage; 0 for one that has nothing to learn."""
         return self.coarse_steps * (self.alignment != "none"), self.steps * (self.contrast or self.alignment == "both")
+
+    def shortened(self, steps: int) -> Self:
+        """Return the same with no more than so many steps a stage, for a probe of what the whole will take."""
+        return replace(self, steps=min(steps, self.steps), coarse_steps=min(steps, self.coarse_steps))
 
 
 # Its rates, steps and limits are not published: these are ours, without the teaching preset's shortcuts and coarse turns.
