@@ -181,8 +181,8 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_another_kind_of_detector_is_named(saved):
     with pytest.raises(ValueError, match=re.escape(f"{saved} holds a patchcore, not a reconpatch: load it")):
         ReConPatch.load(saved)
-    edit(saved, kind="padim")
-    with pytest.raises(ValueError, match="unknown detector 'padim'.*patchcore, reconpatch"):
+    edit(saved, kind="cflow")
+    with pytest.raises(ValueError, match="unknown detector 'cflow'.*patchcore, reconpatch"):
         rcp.load(saved)
 
 

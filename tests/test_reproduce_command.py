@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_grid import TINY
 from small_reproduce import make_small, parsed
 
-from rcp import miniatures
+from rcp import miniatures, published
 from rcp.backbones import WeightsError
+from rcp.detectors import SYSTEMS
 from rcp.experiments import runner
 from rcp.experiments.watch import Group
-from rcp.reproduce import command
+from rcp.reproduce import command, systems
 from rcp.reproduce.setup import DATA, Setup, published_name
 from rcp.reproduce.tables import FITS, misfit, sheet
 
@@ -99,6 +102,32 @@ def test_tables_1_2_3_4_and_6_come_to_their_end_with_every_line_measured(little,
     assert "16 degraded copies of images, about" in told and "[3/3] bottle, both: 8 images" in told
     assert "all of it, with what is shared counted once: " in told
     assert "one draw (seed 0), the same for all seeds" in (tmp_path / "table4.md").read_text(encoding="utf-8")
+
+
+def test_the_systems_stand_side_by_side_each_with_its_own_papers_numbers_and_its_cost(mini, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(systems, "_backbones", lambda setup: {"tiny": replace(TINY, crop=64)})
+    monkeypatch.setattr("rcp.reproduce.setup.QUICK", {"epochs": 1, "steps": 1, "batch_size": 32})
+    monkeypatch.setattr(systems, "TITLES", {kind: systems.TITLES[kind] for kind in ("histogram", "spade", "padim", "rd4ad")})
+    line = ("systems", "--data", "mvtec", str(mini), "--quick", "--seeds", "1", "--category", "bottle", "--out", str(tmp_path / "out"))
+    assert command.reproduce(parsed(*line)) == 0
+    text, out = (tmp_path / "out" / "systems.md").read_text(encoding="utf-8"), capsys.readouterr().out
+    assert "image AUROC: published" in text and "AUPRO: published" in text and "--quick: 4 steps of every training" in text
+    printed = published.find(method="SPADE", category="bottle", metric="pixel_auroc", file="other_systems_per_category").value
+    assert f"| {printed:.2f} |" in next(row for row in text.splitlines() if row.startswith("| bottle | SPADE |"))
+    assert "systems.md" in out and "systems_cost.md" in out
+    with (tmp_path / "out" / "systems_cost.csv").open(encoding="utf-8") as file:
+        costs = {row["system"]: row for row in csv.DictReader(file)}
+    assert set(costs) == {"PatchCore", "ReConPatch", *systems.TITLES.values()} and float(costs["PaDiM"]["state_bytes"]) > 1e5
+
+
+def test_with_the_papers_backbone_every_system_has_its_own():
+    whole = systems.sheet(setup())
+    assert whole.grid.backbones["MKD"].backbone.startswith("vgg16") and whole.grid.backbones["PaDiM"].backbone == "wide_resnet50_2"
+    cells = [cell for cell in whole.grid.cells(lambda data: ["bottle"]) if cell.seed == 0 and cell.category == "bottle"]
+    assert {cell.method: dict(cell.options) for cell in cells}["PaDiM"]["dimension"] == 550
+    assert len(cells) == 2 + len(systems.TITLES) and set(systems.TITLES) == set(SYSTEMS)
+    with pytest.raises(ValueError, match="systems needs the weights of .*: give each with --weights NAME=FILE"):
+        systems.sheet(setup(weights={"": "file"}))
 
 
 def test_figures_are_counted_on_this_machine_even_if_a_cluster_does_the_tables(mini, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rcp.published import Number
 from rcp.reproduce.setup import QUICK, Setup
 from rcp.reproduce.sheet import SYSTEMS as NUMBER
 from rcp.reproduce.sheet import Cells, Line, Sheet
-from rcp.training import TrainingOptions
 
 TITLES = {  # kind → how tables call it, in the order of the ideas: memory, distribution, distillation, reconstruction, generalist
     "histogram": "brightness histogram", "spade": "SPADE", "padim": "PaDiM", "fyd": "Focus Your Distribution",
@@ -30,9 +29,10 @@ TITLES = {  # kind → how tables call it, in the order of the ideas: memory, di
 PUBLISHED = {  # title → how the published tables call it
     "PatchCore": ("PatchCore-1%",), "SPADE": ("SPADE",), "PaDiM": ("PaDiM-WR50-Rd550", "PaDiM"),
     "ReConPatch": ("ReConPatch",), "Focus Your Distribution": ("FYD",),
-    "Uninformed Students": ("Uninformed Students multiscale",), "MKD": ("MKD",), "RD4AD": ("RD4AD",),
+    "Uninformed Students": ("Uninformed Students multiscale", "Uninformed Students p=65"), "MKD": ("MKD",), "RD4AD": ("RD4AD",),
     "ReContrast": ("ReContrast (2000 it, last iteration)", "ReContrast"),
 }  # fmt: skip
+NOTES = {"Uninformed Students": ("Published a category at a time with p = 65 alone, in the mean with three receptive fields.",)}
 METRICS = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 QUICK_STEPS = 4
 REMARKS = (
@@ -58,7 +58,7 @@ def sheet(setup: Setup) -> Sheet:
     training = {"epochs": 120 if setup.backbone == "paper" else 10, "learning_rate": 1e-5} | (QUICK if setup.quick else {})
     data = (Data(setup.data, setup.categories),)
     grid = Grid("The systems side by side", data, backbones, tuple(methods), setup.seeds, training=training)
-    lines = [Line(one.name, _numbers(one.name), Cells(one.name, one.backbones[0], setup.data)) for one in methods]
+    lines = [Line(one.name, _numbers(one.name), Cells(one.name, one.backbones[0], setup.data), NOTES.get(one.name, ())) for one in methods]
     preset = f"{'its own paper’s settings and backbone' if setup.backbone == 'paper' else 'its teaching preset'}"
     remarks = (f"Every system has {preset}.", *REMARKS)
     if setup.quick:
@@ -87,8 +87,8 @@ def _methods(setup: Setup) -> list[Method]:
     found = [Method("PatchCore", "patchcore", backbones=(common,)), Method("ReConPatch", "reconpatch", backbones=(common,))]
     for kind, title in TITLES.items():
         options: dict[str, Any] = asdict(PAPERS[kind][0]) if paper else {}
-        if setup.quick and (issubclass(SYSTEMS[kind].Options, TrainingOptions)):
-            options["steps"] = QUICK_STEPS
+        if setup.quick:  # of every training, of a teacher's as well
+            options |= {one.name: QUICK_STEPS for one in fields(SYSTEMS[kind].Options) if one.name.endswith("steps")}
         features = {"levels": PAPERS[kind][1].levels} if paper else {}
         found.append(Method(title, kind, options=options, features=features, backbones=(title if paper else names[0],)))
     return found
