@@ -11,7 +11,7 @@ from torch import nn
 
 import rcp
 from rcp import UninformedStudents, UninformedStudentsOptions
-from rcp.detectors import students_teacher
+from rcp.detectors import students_patches, students_teacher
 from rcp.detectors.students import (
     PAPER,
     PAPER_FEATURES,
@@ -22,16 +22,13 @@ from rcp.detectors.students import (
     regression_error,
     student_loss,
 )
+from rcp.detectors.students_patches import backbone_descriptors, centres, cut, positives
 from rcp.detectors.students_teacher import (
     TeacherOptions,
-    backbone_descriptors,
-    centres,
     compactness_loss,
-    cut,
     distil,
     distillation_loss,
     patch_net,
-    positives,
     teacher,
     triplet_losses,
 )
@@ -207,8 +204,8 @@ def test_places_and_scales_of_patches_vary_over_the_picture():
 
 
 def test_positives_are_moved_within_the_rim_and_centres_are_its_middle(monkeypatch):
-    monkeypatch.setattr(students_teacher, "BRIGHTNESS", 0)
-    monkeypatch.setattr(students_teacher, "NOISE", 0)
+    monkeypatch.setattr(students_patches, "BRIGHTNESS", 0)
+    monkeypatch.setattr(students_patches, "NOISE", 0)
     rows, columns = torch.meshgrid(torch.arange(25), torch.arange(25), indexing="ij")
     patches = torch.stack([rows, columns, rows]).expand(200, 3, 25, 25).byte()
     found = positives(patches, 17, drawn())
