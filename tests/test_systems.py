@@ -13,6 +13,7 @@ from PIL import Image
 from small_grid import TINY
 
 import rcp
+from rcp.bench.systems import costs
 from rcp.cli import main
 from rcp.data import Split
 from rcp.detectors import PAPERS, SYSTEMS
@@ -240,6 +241,10 @@ def test_rcp_run_says_what_it_costs_and_predict_takes_the_model(kind, category, 
     assert record["detector"] == kind and record["settings"]["options"]["smoothing"] == 4.0
     assert record["predicted"]["steps"] == len(record["history"]) == (2 if kind == "rd4ad" else 0)
     assert not (out / "training.safetensors").exists()
+    cost = costs(out)
+    assert cost["fit_seconds"] == record["seconds"]["images"] + record["seconds"]["training"] and cost["pretraining_seconds"] == 0
+    assert cost["image_seconds"] == record["seconds"]["scoring"] / 7
+    assert cost["disk_bytes"] > rcp.load(out / "model", device="cpu").nbytes() and cost["peak_bytes"] > 1e8
     images = [str(path) for path in category.test.paths[:2]]
     assert main(["predict", str(out), *images, "--out", str(tmp_path / "heat")]) == 0
     assert len(list((tmp_path / "heat").glob("*.png"))) == 2

@@ -64,7 +64,7 @@ def costs(out: Path) -> dict[str, float]:
     return {
         "fit_seconds": sum(seconds.get(stage, 0.0) for stage in FIT),
         "image_seconds": seconds["scoring"] / len(record["images"]),
-        "pretraining_seconds": seconds.get("pretraining", 0.0),
+        "pretraining_seconds": seconds.get("auxiliary features", 0.0) + seconds.get("pretraining", 0.0),
         "peak_bytes": record["peak_anonymous_bytes"] or record["peak_rss_bytes"],
         "disk_bytes": sum(path.stat().st_size for path in (out / "model").rglob("*") if path.is_file()),
     }

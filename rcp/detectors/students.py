@@ -49,7 +49,7 @@ class UninformedStudentsOptions(TeacherOptions, TrainingOptions):
         variance: whether the students' predictive variance counts; False leaves the regression error (an ablation).
     """
 
-    steps: int = 400
+    steps: int = 700
     batch_size: int = 2
     fields: tuple[int, ...] = (65,)
     students: int = 3

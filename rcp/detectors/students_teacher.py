@@ -125,7 +125,7 @@ def patch_net(field: int, width: int, dimension: int, generator: torch.Generator
             if isinstance(layer, nn.Conv2d):  # He's: with torch's own, descriptors of different patches begin nearly equal
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")
                 nn.init.zeros_(layer.bias)
-    return net
+    return net.to(memory_format=torch.channels_last)  # a quarter faster on CPUs
 
 
 # The losses of section 3.1
