@@ -108,9 +108,8 @@ class PaDiM(PixelDetector):
         self.mean, self.factor = mean.view(h, w, d).to(self._where), factor.view(h, w, d, d).to(self._where)
         if n < 3:
             return None
-        with self.stopwatch("calibration"):
-            grids = leave_one_out(flat, self.options.epsilon, device=self._where).view(n, h, w)
-            return image_scores(grids), grids
+        grids = leave_one_out(flat, self.options.epsilon, device=self._where).view(n, h, w)
+        return image_scores(grids), grids
 
     def _rows(self, pixels: Tensor, generator: torch.Generator) -> Store:
         """Choose how channels are reduced; return the reduced features (n, H, W, d) of all images."""
