@@ -203,8 +203,7 @@ class SPADE(PixelDetector):
                 room[at : at + len(part)] = part
             pooled.append(rows)
         self.pooled, self.maps = torch.cat(pooled), maps
-        with self.stopwatch("calibration"):
-            return self._left_out(generator) if len(pixels) > 1 and self.options.left_out else None
+        return self._left_out(generator) if len(pixels) > 1 and self.options.left_out else None
 
     def _left_out(self, generator: torch.Generator) -> Normal:
         """Each good image scored against the others: exactly what a detector that never saw it would say."""
