@@ -11,10 +11,9 @@ from PIL import Image
 from torch import nn
 
 import rcp
-from rcp.detectors import fyd, fyd_align
-from rcp.detectors.fyd import Focused, FocusYourDistribution, FocusYourDistributionOptions, dense_loss, predict, project
+from rcp.detectors import fyd, fyd_network
+from rcp.detectors.fyd import FocusYourDistribution, FocusYourDistributionOptions, dense_loss
 from rcp.detectors.fyd_align import (
-    Localisation,
     after,
     brought_back,
     congealed,
@@ -28,6 +27,7 @@ from rcp.detectors.fyd_align import (
     turns,
     unit,
 )
+from rcp.detectors.fyd_network import Focused, Localisation, predict, project
 from rcp.detectors.padim import PaDiM, PaDiMOptions
 from rcp.features import PatchExtractor
 from rcp.pixels import load_pixels
@@ -300,7 +300,7 @@ def test_alignment_finds_a_notch_that_turning_hides(features, bars, aligned):
 
 def test_coarse_turns_bring_pictures_together_that_lie_at_any_angle(features, bars):
     pictures = painted(np.deg2rad([0, 170, 80, -60, 120, -110, 200, 30]), 2)
-    aligner = fyd_align.ImageAligner(PatchExtractor(features, device="cpu"), ALIGNED.limits, angles=12, shrink=1)
+    aligner = fyd_network.ImageAligner(PatchExtractor(features, device="cpu"), ALIGNED.limits, angles=12, shrink=1)
     aligner.find_reference(pictures)
     still, movement = torch.eye(2, 3).expand(8, -1, -1), aligner(pictures)
     assert disagreement(aligner.extractor[0], pictures, movement) < 0.6 * disagreement(aligner.extractor[0], pictures, still)
@@ -360,7 +360,7 @@ def test_the_fine_stage_sees_aligned_pictures_where_they_show_something(features
     few, first = quick
     seen_by_it, forward, weights, loss = [], Focused.forward, [], dense_loss
     monkeypatch.setattr(fyd, "dense_loss", lambda p, z, w: weights.append(w) or loss(p, z, w))
-    monkeypatch.setattr(fyd_align.ImageAligner, "turn", lambda self, pictures: turns(5, (64, 96))[1:2].expand(len(pictures), -1, -1))
+    monkeypatch.setattr(fyd_network.ImageAligner, "turn", lambda self, pictures: turns(5, (64, 96))[1:2].expand(len(pictures), -1, -1))
     monkeypatch.setattr(Focused, "forward", lambda self, pictures: seen_by_it.append(pictures) or forward(self, pictures))
     one = detector(features, QUICK).fit(few)
     expected = moved(few.values.float(), one.aligner(few.values))  # the three pictures of every batch, in some order
@@ -375,7 +375,7 @@ def test_gaussians_are_those_of_the_training_pictures_at_their_places(features, 
     few, first = quick
     rows, _ = first._features(few.values, first.aligner(few.values))
     torch.testing.assert_close(first.mean, rows.mean(0), rtol=1e-3, atol=1e-4)
-    again = fyd_align.ImageAligner(first.extractor, QUICK.limits, angles=2, shrink=2)
+    again = fyd_network.ImageAligner(first.extractor, QUICK.limits, angles=2, shrink=2)
     again.find_reference(few.values)
     assert all(torch.equal(a, b) for a, b in zip(again.reference, first.aligner.reference, strict=True))
     assert len({tuple(m.flatten().tolist()) for m in first.aligner.turn(few.values)}) > 1
@@ -443,7 +443,7 @@ def test_every_option_has_an_effect(features, quick, option):
 
 
 def test_what_image_alignment_minimises(features, pixels):
-    aligner = fyd_align.ImageAligner(PatchExtractor(features, device="cpu"), [0.3, 0.1, 0.1, 0.1], angles=1, shrink=2)
+    aligner = fyd_network.ImageAligner(PatchExtractor(features, device="cpu"), [0.3, 0.1, 0.1, 0.1], angles=1, shrink=2)
     nn.init.normal_(aligner.locator.last.weight, generator=torch.Generator().manual_seed(0))
     size, few = (64, 96), pixels.values[:3]
     turned = similarity(torch.tensor([[1.0, 0, 0, 0], [0.0, 0, 0, 0], [-1.0, 0, 0, 0]]), size)
@@ -494,7 +494,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(features, fitted, pixels,
 
 
 def test_ctrl_c_in_the_coarse_stage_leaves_the_fine_one_out(features, pixels, monkeypatch):
-    monkeypatch.setattr(fyd_align.ImageAligner, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(fyd_network.ImageAligner, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.warns(UserWarning, match="coarse alignment was interrupted"):
         one = detector(features).fit(pixels)
     assert not one.finished and one.history == [] and one.score(pixels).image_scores.isfinite().all()

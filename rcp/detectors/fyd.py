@@ -33,10 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcp.detectors.fyd_align import (
-    CONGEALED, Focused, ImageAligner, after, brought_back, moved, pairwise_l2, seen, similarity, unit,
-)  # fmt: skip
-from rcp.detectors.padim import fit_gaussians, mahalanobis
+from rcp.detectors.fyd_align import CONGEALED, after, brought_back, moved, pairwise_l2, seen, similarity, unit
+from rcp.detectors.fyd_network import Focused, ImageAligner, predict, project
+from rcp.detectors.gaussians import fit_gaussians, mahalanobis
 from rcp.detectors.pixel import TrainedDetector
 from rcp.features import FeatureSettings
 from rcp.levels import join_levels, neighbourhood_average
@@ -147,21 +146,6 @@ def dense_loss(predicted: Tensor, projected: Tensor, weights: Tensor) -> Tensor:
 def stopped(target: Tensor) -> Tensor:
     """Return the target without gradient: without this line all features become one."""
     return target.detach()
-
-
-def project(channels: int) -> nn.Sequential:
-    """Return g: two 1×1 convolutions, used in training only; no BatchNorm at their end, so that a collapse would show."""
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1)
-    )
-
-
-def predict(channels: int) -> nn.Sequential:
-    """Return h: two 1×1 convolutions with a bottleneck, used in training only."""
-    narrow = max(1, channels // 4)
-    return nn.Sequential(
-        nn.Conv2d(channels, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(), nn.Conv2d(narrow, channels, 1)
-    )
 
 
 class FocusYourDistribution(TrainedDetector):

@@ -23,7 +23,7 @@ image level (`image_rate`). What decides is then mostly the largest patch residu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcp.data import Category
-from rcp.detectors.inctrl_heads import PAPER, PAPER_FEATURES, Heads, InCTRLOptions, focal_loss, nearest_residual, residual_map
+from rcp.detectors.inctrl_heads import PAPER, PAPER_FEATURES, Auxiliary, Heads, InCTRLOptions, focal_loss, nearest_residual, residual_map
 from rcp.detectors.inctrl_text import TextPrior, check_tower, load_prior
 from rcp.detectors.pixel import Normal, PixelDetector
 from rcp.features import FeatureSettings, Images
@@ -45,38 +45,6 @@ from rcp.training import Callback, StepRecord, train
 
 __all__ = ["PAPER", "PAPER_FEATURES", "Auxiliary", "Heads", "InCTRL", "InCTRLOptions"]
 OWN = ("prompts", "calibration", "smoothing")  # options of one detector; the others decide the pretraining
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """The frozen features of N labelled queries and of P prompts of each of M categories: all that the pretraining needs.
-
-    Attributes:
-        residuals: per level (N, P, H_l, W_l): to each prompt image, so that those to any K of them are their minimum.
-        queries: (N, C) embeddings.
-        prompts: (M, P, C) embeddings.
-        category: (N,) int64.
-        labels: (N,) float32, 0 or 1.
-        text: (N,) s_T.
-    """
-
-    residuals: list[Tensor]
-    queries: Tensor
-    prompts: Tensor
-    category: Tensor
-    labels: Tensor
-    text: Tensor
-
-    def balanced(self) -> Tensor:
-        """Return query numbers among which normal and anomalous ones are equally many: the fewer are repeated."""
-        groups = [(self.labels == label).nonzero()[:, 0] for label in (0, 1)]
-        size = max(map(len, groups))
-        return torch.cat([group.repeat(-(-size // len(group)))[:size] for group in groups])
-
-    def compared(self, which: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what `Heads` take, of queries `which` (b,) and prompts `chosen` (b, K) of each one's category."""
-        residual = residual_map([level[which[:, None], chosen].amin(1) for level in self.residuals])
-        return residual, self.queries[which], self.prompts[self.category[which][:, None], chosen], self.text[which]
 
 
 class InCTRL(PixelDetector):
