@@ -38,9 +38,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def write_json(path: str | Path, content: Any) -> Path:
-    """Write content as JSON, atomically; not-a-number becomes null, as JSON has no other word for it."""
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: str | Path, content: Any, *, compact: bool = False) -> Path:
+    """Write content as JSON, atomically; not-a-number becomes null, as JSON has no other word for it.
+
+    Args:
+        path: the file.
+        content: plain data.
+        compact: without line breaks, for long arrays of numbers; else indented, to be read.
+    """
+    form = {"separators": (",", ":")} if compact else {"indent": 2}
+    text = json.dumps(_plain(content), **form, ensure_ascii=False, allow_nan=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

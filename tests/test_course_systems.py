@@ -146,6 +146,14 @@ def folder(tmp_path_factory):
     return place
 
 
+def test_what_is_committed_can_be_read_and_said():
+    by_k = words.spade_by_k()
+    assert set(by_k) == {*synthetic.CATEGORIES, "bottle", "pill"} and "95 %" not in words.spade_said(by_k) and "oracle" in words.spade_said(by_k)
+    assert words.transfer_table().count("| InCTRL, trained on") == 2 and "| PatchCore |" in words.digits_table()
+    maps = pictures.read_maps()
+    assert list(maps["systems"]) == [lesson.BASELINE, *lesson.NAMES] and len({len(one["maps"]) for one in maps["systems"].values()}) == 1
+
+
 def test_switches_are_paired_with_the_whole_system(folder):
     groups = words.ablations(folder)
     assert {name: list(one) for name, one in groups.items()} == {name: list(one) for name, one in words.SETTINGS.items()}

@@ -29,6 +29,7 @@ COLOURS = {
     "generalist": plots.ANOMALOUS, "–": plots.GREY,
 }  # fmt: skip
 MARKS = ("o", "s", "^", "D", "P", "X")
+OF_CATEGORIES = (plots.NORMAL, plots.GREEN, plots.ORANGE, plots.PINK, plots.ANOMALOUS, plots.SKY)
 SMALL = plots.TYPE - 3
 SHORT = {"Focus Your Distribution": "FYD", "Uninformed Students": "Students", BASELINE: "histogram"}
 GEOMETRY = Geometry(256, 224)
@@ -179,7 +180,7 @@ def spade_figure(by_k: Mapping[str, Mapping[str, float]], highlighted: Mapping[i
     figure = plots.new_figure(11, 4.6)
     axes = figure.subplots()
     for i, (name, found) in enumerate(by_k.items()):
-        axes.plot([int(k) for k in found], [100 * v for v in found.values()], f"{MARKS[i]}-", lw=2, ms=7, label=name, alpha=0.85)
+        axes.plot([int(k) for k in found], [100 * v for v in found.values()], f"{MARKS[i]}-", color=OF_CATEGORIES[i], lw=2.5, ms=8, label=name)
     axes.plot(list(highlighted), list(highlighted.values()), "*--", color=plots.LIMIT, ms=15, lw=2, label="re-implementations, MVTec AD")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 3, 5, 10, 20, 50], ["1", "2", "3", "5", "10", "20", "50"])
@@ -228,17 +229,16 @@ def shots_figure(rows: Sequence[Row], metric: str = "image_auroc") -> Figure:
     figure = plots.new_figure(11, 4.6)
     axes = figure.subplots()
     categories = list(dict.fromkeys((row.data, row.category) for row in rows))
-    colours = (plots.NORMAL, plots.GREEN, plots.ORANGE, plots.PINK, plots.ANOMALOUS, plots.SKY)
     for i, (data, category) in enumerate(categories):
         lines = [[100 * r.metrics[metric] for r in choose(rows, method="InCTRL", varied={PROMPTS: k})
                   if (r.data, r.category) == (data, category)] for k in SHOTS]  # fmt: skip
         axes.errorbar(
             [k * 1.04 ** (i - 2) for k in SHOTS], [statistics.fmean(own) for own in lines],
             [statistics.stdev(own) if len(own) > 1 else 0 for own in lines],
-            fmt=f"{MARKS[i]}-", color=colours[i], lw=2, ms=8, capsize=4, label=_called(data, category),
+            fmt=f"{MARKS[i]}-", color=OF_CATEGORIES[i], lw=2, ms=8, capsize=4, label=_called(data, category),
         )  # fmt: skip
         theirs = [100 * r.metrics[metric] for r in choose(rows, method="PatchCore") if (r.data, r.category) == (data, category)]
-        axes.plot([9.2, 11], [statistics.fmean(theirs)] * 2, "--", color=colours[i], lw=3)
+        axes.plot([9.2, 11], [statistics.fmean(theirs)] * 2, "--", color=OF_CATEGORIES[i], lw=3)
     axes.set_xscale("log")
     axes.set_xticks([*SHOTS, 10], ["2", "4", "8", "PatchCore,\nall images"])
     axes.minorticks_off()

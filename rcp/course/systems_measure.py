@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     by_k = measure_k(dict(_categories(root)), print)
     write_json(given.folder / "systems_spade.json", head | {"image_auroc": by_k})
     maps = measure_maps(data.mvtec(synthetic.cached(), CATEGORY), print)
-    write_json(given.folder / "systems_maps.json", head | maps)
+    write_json(given.folder / "systems_maps.json", head | maps, compact=True)
     return 0
 
 
