@@ -1,4 +1,7 @@
-"""What notebook 10 says of its results: sentences and small tables, computed from the committed files."""
+"""What notebook 10 says of its results: sentences and small tables, computed from the committed files.
+
+    python -m rcp.course.systems_words     prints those that REPRODUCIBILITY.md shows
+"""
 
 from __future__ import annotations
 
@@ -175,3 +178,12 @@ def digits_table(folder: Path | None = None) -> str:
             cells += [mean_std({k: 100 * v for k, v in values_of(own, metric).items()}) for metric in ("image_auroc", "image_ap")]
         lines.append(f"| {method}{', 8 prompts' if method == 'InCTRL' else ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n*scikit-learn's digits (8 x 8, enlarged to 64 px) in the place of MNIST; mean over the ten digits ± deviation over 3 seeds. InCTRL learned from synthetic industrial parts.*"
+
+
+def main() -> None:
+    """Print what REPRODUCIBILITY.md tells of the other systems, from the committed files."""
+    print(spade_said(spade_by_k()), transfer_table(), digits_table(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
