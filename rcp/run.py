@@ -74,7 +74,8 @@ def run(
             if not detector.finished:
                 raise KeyboardInterrupt  # a result must not claim steps that were not taken; the checkpoint stays
         else:
-            say(f"{type(detector).__name__} has one pass; it does not train")
+            taught = " here: it has learned from other categories" if hasattr(detector, "pretrain") else ""
+            say(f"{type(detector).__name__} has one pass; it does not train{taught}")
             detector.fit(category.train, on_error=on_error)
         result = None
         if tested:

@@ -18,6 +18,7 @@ from rcp.cli import main
 from rcp.data import Split
 from rcp.detectors import PAPERS, SYSTEMS
 from rcp.detectors.pixel import TrainedDetector
+from rcp.estimate import _rest
 from rcp.experiments import Data, Grid, Method, Results, plan, run_grid
 from rcp.experiments.runner import find_category
 from rcp.files import read_json
@@ -248,6 +249,14 @@ def test_rcp_run_says_what_it_costs_and_predict_takes_the_model(kind, category, 
     images = [str(path) for path in category.test.paths[:2]]
     assert main(["predict", str(out), *images, "--out", str(tmp_path / "heat")]) == 0
     assert len(list((tmp_path / "heat").glob("*.png"))) == 2
+
+
+def test_a_training_of_several_stages_is_predicted_stage_by_stage_and_leaves_no_checkpoint(category, tmp_path):
+    assert _rest((10, 6), (4, 4), [9, 9, 9, 2, 9, 9, 9, 3]) == 6 * 2 + 2 * 3
+    assert _rest((0, 6), (0, 4), [9, 9, 9, 3]) == 2 * 3 and _rest((5,), (5,), [1] * 5) == 0
+    assert main(arguments("fyd", category.root.parent, tmp_path / "out")) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "model"}
+    assert read_json(tmp_path / "out" / "result.json")["predicted"]["steps"] == 4
 
 
 def test_options_without_effect_are_told_and_wrong_ones_refused(category, tmp_path, capsys):
