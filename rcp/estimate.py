@@ -157,7 +157,7 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
 def _rest(whole: Sequence[int], done: Sequence[int], seconds: Sequence[float]) -> float:
     """Seconds of the steps that a probe left out; every step of the probe is a record, those of its stages one after the other."""
     ends = list(itertools.accumulate(done))
-    return sum((every - some) * seconds[end - 1] for every, some, end in zip(whole, done, ends, strict=True) if some)
+    return sum((every - some) * seconds[end - 1] for every, some, end in zip(whole, done, ends, strict=True))
 
 
 def _first_pixels(detector: PixelDetector, train: Split, count: int) -> Pixels:

@@ -120,6 +120,12 @@ def test_the_systems_stand_side_by_side_each_with_its_own_papers_numbers_and_its
     assert set(costs) == {"PatchCore", "ReConPatch", *systems.TITLES.values()} and float(costs["PaDiM"]["state_bytes"]) > 1e5
 
 
+def test_quick_shortens_every_training_a_teachers_as_well():
+    cells = systems.sheet(setup(quick=True, backbone="embedded")).grid.cells(lambda data: ["bottle"])
+    steps = {(cell.method, name): value for cell in cells for name, value in cell.options.items() if name.endswith("steps")}
+    assert set(steps.values()) == {4} and ("Uninformed Students", "teacher_steps") in steps and ("Focus Your Distribution", "coarse_steps") in steps
+
+
 def test_with_the_papers_backbone_every_system_has_its_own():
     whole = systems.sheet(setup())
     assert whole.grid.backbones["MKD"].backbone.startswith("vgg16") and whole.grid.backbones["PaDiM"].backbone == "wide_resnet50_2"

@@ -13,6 +13,7 @@ from PIL import Image
 from small_grid import TINY
 
 import rcp
+from rcp import options
 from rcp.bench.systems import costs
 from rcp.cli import main
 from rcp.data import Split
@@ -257,6 +258,18 @@ def test_a_training_of_several_stages_is_predicted_stage_by_stage_and_leaves_no_
     assert main(arguments("fyd", category.root.parent, tmp_path / "out")) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "model"}
     assert read_json(tmp_path / "out" / "result.json")["predicted"]["steps"] == 4
+
+
+def test_a_preset_gives_way_to_what_is_said_besides():
+    def asked(*more: str):
+        line = ["run", "--data", "d", "--detector", "padim", *more]
+        return options.system(options.parser({}).parse_args(line))
+
+    teaching, paper = asked(), asked("--preset", "paper")
+    assert teaching == (rcp.PaDiM.features_of("efficientnet_lite0"), rcp.PaDiMOptions()) and paper == PAPERS["padim"][::-1]
+    settings, chosen = asked("--preset", "paper", "--set", "epsilon=1", "--backbone", "resnet18", "--image-size", "96")
+    assert chosen == replace(PAPERS["padim"][0], epsilon=1.0) and (settings.backbone, settings.crop, settings.resize) == ("resnet18", 96, 110)
+    assert settings.levels == PAPERS["padim"][1].levels
 
 
 def test_options_without_effect_are_told_and_wrong_ones_refused(category, tmp_path, capsys):
