@@ -18,8 +18,9 @@ import rcp
 from rcp import InCTRL, InCTRLOptions
 from rcp.backbones import WeightsError, load_backbone
 from rcp.detectors import inctrl_text
-from rcp.detectors.inctrl import PAPER, PAPER_FEATURES, Auxiliary
+from rcp.detectors.inctrl import PAPER, PAPER_FEATURES
 from rcp.detectors.inctrl_heads import Heads, focal_loss, fuse, nearest_residual, residual_map
+from rcp.detectors.inctrl_pretraining import Auxiliary
 from rcp.detectors.inctrl_text import TextPrior, check_tower, load_prior, text_score
 from rcp.metrics import image_metrics
 from rcp.pixels import load_pixels
@@ -347,7 +348,7 @@ def test_normal_and_anomalous_queries_are_equally_many():
 
 def test_a_step_sees_as_many_normal_as_anomalous_queries(generalist, toys, monkeypatch):
     seen, focal = [], focal_loss
-    monkeypatch.setattr("rcp.detectors.inctrl.focal_loss", lambda p, labels, gamma: (seen.append(labels), focal(p, labels, gamma))[1])
+    monkeypatch.setattr("rcp.detectors.inctrl_pretraining.focal_loss", lambda p, labels, gamma: (seen.append(labels), focal(p, labels, gamma))[1])
     sharing(generalist, steps=3, batch_size=12).pretrain([replace(toys["a"], test=toys["a"].test[5:])])  # one anomaly, six good
     assert len(seen) == 6 and all(sorted(labels.tolist()) == [0] * 6 + [1] * 6 for labels in seen)
 

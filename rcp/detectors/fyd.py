@@ -11,14 +11,12 @@ ICME 2022 (arXiv 2110.04538). Loss and stop-gradient: Chen & He, Exploring Simpl
 (arXiv 2011.10566). There is no official code, and much of the set-up is unpublished.
 
 Where we differ, or had to choose
-* Movements keep shapes: a turn, a shift, a change of scale, each within a limit. The mean movement of a batch is drawn to
-  none, features are compared at length 1, and only where both pictures show something real: else all pictures could zoom into
-  an empty corner, or move out of sight, and agree.
+* Movements keep shapes: a turn, a shift, a change of scale, each within a limit. A batch's mean movement is drawn to none,
+  features are compared at length 1, and only where both pictures show something: else all could zoom into an empty corner.
 * From "no turn", gradients do not find a half turn. So a picture is first tried in `angles` turns, and takes that which is
   nearest to a reference, the mean of training pictures that were turned to suit each other. angles=1 leaves that out.
-* Image alignment is learned first, on smaller pictures, through the frozen backbone; each picture is moved at random before
-  it is aligned, as some sixty pictures do not show all poses. Then its movements stay, and the rest is learned.
-* BatchNorm of the backbone keeps its statistics: batches are small. The dense loss counts on every level alike.
+* Image alignment is learned first, on smaller pictures, moved at random as some sixty do not show all poses, through the
+  frozen backbone. Then its movements stay. BatchNorm keeps its statistics; the dense loss counts on every level alike.
 * Maps are brought back: a score is given to the place in the *picture as it came*. What lies beyond a moved picture is its
   reflection; what the moved picture did not show takes the nearest score. An image's score is the largest of the map brought back.
 """
@@ -26,8 +24,7 @@ Where we differ, or had to choose
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -35,93 +32,16 @@ from torch import Tensor, nn
 
 from rcp.detectors.fyd_align import CONGEALED, after, brought_back, moved, pairwise_l2, seen, similarity, unit
 from rcp.detectors.fyd_network import Focused, ImageAligner, predict, project
+from rcp.detectors.fyd_options import PAPER, PAPER_FEATURES, FocusYourDistributionOptions
 from rcp.detectors.gaussians import fit_gaussians, mahalanobis
 from rcp.detectors.pixel import TrainedDetector
-from rcp.features import FeatureSettings
 from rcp.levels import join_levels, neighbourhood_average
 from rcp.modelfile import ModelFile
 from rcp.pixels import AT_A_TIME
 from rcp.scoring import image_scores
-from rcp.training import StepRecord, TrainingOptions, drawn_from, train
+from rcp.training import StepRecord, drawn_from, train
 
-ALIGNMENTS = ("none", "image", "both")
-
-
-@dataclass(frozen=True)
-class FocusYourDistributionOptions(TrainingOptions):
-    """What can be chosen; all of it ours but the rough shape, as the paper's set-up is not published.
-
-    Attributes:
-        steps: of the fine stage, which trains the backbone and the feature-level alignment.
-        batch_size: pictures a step, at least 2: the losses compare them with each other.
-        learning_rate: of all new layers.
-        alignment: "none", "image", or "both" for image and feature level.
-        contrast: train the backbone by the dense loss; False leaves it frozen, and feature-level alignment, if there is any,
-            learns by pairwise L2.
-        backbone_rate: learning rate of the backbone; 0 keeps it frozen.
-        angles: turns that a picture is tried in before the network aligns it; 1: none.
-        coarse_steps: of the image-level alignment.
-        shrink: how many times smaller the pictures of the coarse stage are.
-        rotation: limit of a learned turn, in degrees.
-        translation: limit of a shift, as a share of the picture's side.
-        scale: limit of the change of scale: 0.1 allows 1/1.1 to 1.1 times.
-        jitter: how far pictures are moved at random before image alignment learns to move them back, as a share of the limits.
-        anchor: weight of the squared mean movement in a batch; small, as a batch's poses need not have mean 0.
-        feature_limits: limits of feature-level movements, as a share of those above.
-        dimension: channels a position that PaDiM keeps; the same as `PaDiM` draws with this seed.
-        epsilon: added to the diagonal of PaDiM's covariances.
-    """
-
-    steps: int = 60
-    alignment: str = "both"
-    contrast: bool = True
-    backbone_rate: float = 1e-4
-    angles: int = 24
-    coarse_steps: int = 100
-    shrink: int = 2
-    rotation: float = 15.0
-    translation: float = 0.05
-    scale: float = 0.05
-    jitter: float = 0.5
-    anchor: float = 0.1
-    feature_limits: float = 0.2
-    dimension: int = 100
-    epsilon: float = 0.01
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.alignment not in ALIGNMENTS:
-            raise ValueError(f"alignment must be one of {', '.join(ALIGNMENTS)}, got {self.alignment!r}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}: pictures are compared with each other")
-        if min(self.angles, self.shrink, self.dimension) < 1 or self.coarse_steps < 0:
-            raise ValueError("angles, shrink and dimension must be positive, coarse_steps not negative")
-        if min(self.backbone_rate, self.rotation, self.translation, self.scale, self.anchor, self.feature_limits) < 0:
-            raise ValueError("backbone_rate, anchor and the limits of movements must not be negative")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter is a share of the limits in [0, 1], got {self.jitter}")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {self.epsilon}: without it few images give no covariance of full rank")
-
-    @property
-    def limits(self) -> list[float]:
-        """Limits as `similarity` counts: radians, halves of the sides (twice), logarithm."""
-        turn, scale = torch.tensor(self.rotation).deg2rad(), torch.tensor(self.scale).log1p()
-        return [float(turn), 2 * self.translation, 2 * self.translation, float(scale)]
-
-    @property
-    def stages(self) -> tuple[int, int]:
-        """Steps of the coarse and of the fine stage; 0 for one that has nothing to learn."""
-        return self.coarse_steps * (self.alignment != "none"), self.steps * (self.contrast or self.alignment == "both")
-
-    def shortened(self, steps: int) -> Self:
-        """Return the same with no more than so many steps a stage, for a probe of what the whole will take."""
-        return replace(self, steps=min(steps, self.steps), coarse_steps=min(steps, self.coarse_steps))
-
-
-# Its rates, steps and limits are not published: these are ours, without the teaching preset's shortcuts and coarse turns.
-PAPER = FocusYourDistributionOptions(steps=1000, batch_size=32, coarse_steps=1000, shrink=1, angles=1, dimension=550)
-PAPER_FEATURES = FeatureSettings("wide_resnet50_2", levels=(1, 2, 3), patch_size=1)
+__all__ = ["PAPER", "PAPER_FEATURES", "FocusYourDistribution", "FocusYourDistributionOptions", "dense_loss"]
 
 
 def dense_loss(predicted: Tensor, projected: Tensor, weights: Tensor) -> Tensor:
@@ -177,15 +97,7 @@ class FocusYourDistribution(TrainedDetector):
             places = torch.cat([self.aligner(part, turn) for part, turn in parts])  # (n, 2, 3)
         if (history[-1].step if history else 0) == self.options.stages[0] and self.focused is not None:
             history = history + self._learn_fine(pixels, places, generator)
-        rows = None
-        for at in range(0, len(pixels), AT_A_TIME):
-            few = slice(at, at + AT_A_TIME)
-            part = self._features(pixels[few], places[few] if places is not None else None)[0]
-            rows = self.limit.empty((len(pixels), *part.shape[1:]), part.dtype).values if rows is None else rows  # (n, H, W, d)
-            rows[at : at + len(part)] = part
-        mean, factor = fit_gaussians(rows.flatten(1, 2), self.options.epsilon, limit=self.limit, device=self._where)
-        grid = rows.shape[1:3]
-        self.mean, self.factor = mean.unflatten(0, grid).to(self._where), factor.unflatten(0, grid).to(self._where)
+        self._fit_gaussians(pixels, places)
         return history
 
     def _build(self, generator: torch.Generator) -> None:
@@ -196,9 +108,8 @@ class FocusYourDistribution(TrainedDetector):
             self.aligner = images.to(self.extractor.device) if images is not None else None
             self.focused = Focused(self.extractor, features).to(self.extractor.device) if o.stages[1] else None
 
-    # Coarse: image-level alignment
-
     def _learn_coarse(self, pixels: Tensor, turned: Tensor, generator: torch.Generator) -> list[StepRecord]:
+        """Image-level alignment."""
         o, aligner = self.options, self.aligner
         limits = o.jitter * torch.tensor(o.limits)
 
@@ -209,9 +120,8 @@ class FocusYourDistribution(TrainedDetector):
 
         return self._trained(step, aligner, [{"params": aligner.locator.parameters()}], pixels, generator, "coarse")
 
-    # Fine: feature-level alignment and the dense loss
-
     def _learn_fine(self, pixels: Tensor, places: Tensor | None, generator: torch.Generator) -> list[StepRecord]:
+        """Feature-level alignment and the dense loss."""
         o, net, channels = self.options, self.focused, self.extractor.backbone.channels
         if places is None:
             places = torch.eye(2, 3, device=self.extractor.device).expand(len(pixels), -1, -1)
@@ -227,10 +137,8 @@ class FocusYourDistribution(TrainedDetector):
             weights = [seen(place, m.shape[2:]) for m in maps]
             if not o.contrast:
                 return {"loss": torch.stack([pairwise_l2(m, w) for m, w in zip(unit(maps), weights, strict=True)]).mean()}
-            losses = []
-            for m, w, (g, h) in zip(maps, weights, heads, strict=True):
-                z = g(m)
-                losses.append(dense_loss(h(z), z, w))
+            shown = [g(m) for m, (g, _) in zip(maps, heads, strict=True)]
+            losses = [dense_loss(h(z), z, w) for z, w, (_, h) in zip(shown, weights, heads, strict=True)]
             return {"loss": torch.stack(losses).mean()}
 
         groups = [{"params": [*net.aligners.parameters(), *heads.parameters()]}]
@@ -251,24 +159,28 @@ class FocusYourDistribution(TrainedDetector):
         )  # fmt: skip
         return [replace(record, step=record.step + before) for record in history]
 
-    # PaDiM on what was learned
+    def _fit_gaussians(self, pixels: Tensor, places: Tensor | None) -> None:
+        rows = None
+        for at in range(0, len(pixels), AT_A_TIME):
+            few = slice(at, at + AT_A_TIME)
+            part = self._features(pixels[few], places[few] if places is not None else None)[0]
+            rows = self.limit.empty((len(pixels), *part.shape[1:]), part.dtype).values if rows is None else rows  # (n, H, W, d)
+            rows[at : at + len(part)] = part
+        found = fit_gaussians(rows.flatten(1, 2), self.options.epsilon, limit=self.limit, device=self._where)
+        self.mean, self.factor = (one.unflatten(0, rows.shape[1:3]).to(self._where) for one in found)
 
     @torch.no_grad()
     def _features(self, pixels: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(b, H, W, d) of the pictures at their places, and the movements that the finest level went through, (b, 2, 3) or None."""
         batch = pixels if place is None else moved(pixels.to(place.device).float(), place)
-        if self.focused is None:
-            maps = self.extractor.maps(batch)
-        else:
-            maps = self.focused(batch)
-            if self.focused.movements:
-                place = after(place, self.focused.movements[0])
+        maps = self.extractor.maps(batch) if self.focused is None else self.focused(batch)
+        if self.focused is not None and self.focused.movements:
+            place = after(place, self.focused.movements[0])
         joined = join_levels([neighbourhood_average(m, self.features.patch_size) for m in maps])
         return joined[..., self.chosen], place
 
     def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        stride = self.extractor.backbone.strides[0]
-        grid = tuple(-(-side // stride) for side in pixels.shape[2:])
+        grid = tuple(-(-side // self.extractor.backbone.strides[0]) for side in pixels.shape[2:])
         if grid != self.mean.shape[:2]:
             found, known = ("{}x{}".format(*shape) for shape in (grid, self.mean.shape[:2]))
             raise ValueError(f"these images have {found} positions, the Gaussians {known}: fyd needs images of one size")
@@ -279,17 +191,10 @@ class FocusYourDistribution(TrainedDetector):
             grids = brought_back(grids, place.to(grids.device))
         return image_scores(grids), grids
 
-    # What is kept
-
     @property
     def unit(self) -> str:
         """What a score counts, for the axes of figures."""
         return "Mahalanobis distance"
-
-    @property
-    def finished(self) -> bool:
-        """Whether both stages were run to their end: Ctrl-C may have cut them short."""
-        return (self.history[-1].step if self.history else 0) == sum(self.options.stages)
 
     @property
     def _width(self) -> int:
@@ -301,12 +206,7 @@ class FocusYourDistribution(TrainedDetector):
         return self.extractor.device if self.extractor.device.type == "cuda" else torch.device("cpu")
 
     def state_bytes(self, images: int, size: tuple[int, int]) -> int:
-        """Return how many bytes Gaussians, transformers, reference and backbone hold, however many images there are.
-
-        Args:
-            images: good images; they do not matter.
-            size: (height, width) of a crop in pixels.
-        """
+        """Return how many bytes Gaussians, transformers, reference and backbone hold, however many images there are."""
         other = copy.copy(self)
         other._build(torch.Generator())
         strides, channels, d = self.extractor.backbone.strides, self.extractor.backbone.channels, self._width
@@ -334,8 +234,7 @@ class FocusYourDistribution(TrainedDetector):
         for name, tensor in self._nets().items():
             file.check_shape(name, tuple(tensor.shape))
             tensor.copy_(file.tensors[name])
-        d = self._width
-        grid = tuple(file.tensors["mean"].shape[:2]) if "mean" in file.tensors else ()
+        d, grid = self._width, tuple(file.tensors["mean"].shape[:2]) if "mean" in file.tensors else ()
         for name, shape in (("chosen", (d,)), ("mean", (*grid, d)), ("factor", (*grid, d, d))):
             file.check_shape(name, shape)
         self.chosen = file.tensors["chosen"].to(self.extractor.device)

@@ -9,15 +9,13 @@ Source: Zhu & Pang, *Toward Generalist Anomaly Detection via In-context Residual
 2024 (arXiv 2403.06495), and its published code.
 
 Where we differ: any backbone serves; its levels stand for the blocks 7, 9 and 11 of CLIP's image tower, each compared on its
-own grid. The image's embedding is the mean of the last level, brought to length √C, instead of CLIP's class token; the adapter
-has a skip connection. The map is max-pooled to 8x8 before its head, so that any grid serves (the published head takes 15x15 and
-nothing else). The losses take probabilities as they are (the published code puts them through a sigmoid once more). The number
-of prompts changes from step to step, so that one pretraining serves them all. The map of the patch residuals serves as a heat
-map. The text prior is off unless CLIP's weights are at hand, and its sentences are ours.
-
-The paper learns from the 15 categories of MVTec AD; from three, the heads learn what these three score and little of a fourth
-one. So they are taught gently here: few steps, no batch normalisation (the published heads have it), and a low rate for the
-image level (`image_rate`). What decides is then mostly the largest patch residual; `PAPER` shows the other end.
+own grid. The image's embedding is the mean of the last level, at length √C, instead of CLIP's class token; the adapter has a
+skip connection. The map is max-pooled to 8x8 before its head, so that any grid serves (the published head takes 15x15 only). The
+losses take probabilities as they are (the published code: through a sigmoid once more). The number of prompts changes from step
+to step: one pretraining serves them all. The map of patch residuals is the heat map. The text prior is off unless CLIP's weights
+are at hand, and its sentences are ours. The paper learns from the 15 categories of MVTec AD; from three, the heads learn what
+these score and little of a fourth. So they are taught gently here: few steps, no batch normalisation (the published heads have
+it), a low rate for the image level (`image_rate`). What decides is then mostly the largest patch residual; `PAPER` is the other end.
 """
 
 from __future__ import annotations
@@ -33,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcp.data import Category
-from rcp.detectors.inctrl_heads import PAPER, PAPER_FEATURES, Auxiliary, Heads, InCTRLOptions, focal_loss, nearest_residual, residual_map
+from rcp.detectors.inctrl_heads import PAPER, PAPER_FEATURES, Heads, InCTRLOptions, nearest_residual, residual_map
+from rcp.detectors.inctrl_pretraining import Auxiliary, gather, pretrained
 from rcp.detectors.inctrl_text import TextPrior, check_tower, load_prior
 from rcp.detectors.pixel import Normal, PixelDetector
 from rcp.features import FeatureSettings, Images
@@ -41,9 +40,9 @@ from rcp.levels import neighbourhood_average
 from rcp.modelfile import ModelFile
 from rcp.pixels import AT_A_TIME, Pixels, load_pixels
 from rcp.store import MemoryLimit
-from rcp.training import Callback, StepRecord, train
+from rcp.training import Callback, StepRecord
 
-__all__ = ["PAPER", "PAPER_FEATURES", "Auxiliary", "Heads", "InCTRL", "InCTRLOptions"]
+__all__ = ["PAPER", "PAPER_FEATURES", "Heads", "InCTRL", "InCTRLOptions"]
 OWN = ("prompts", "calibration", "smoothing")  # options of one detector; the others decide the pretraining
 
 
@@ -96,10 +95,8 @@ class InCTRL(PixelDetector):
 
     def pretraining(self) -> dict:
         """Return the options that decide the pretraining, as JSON has them: heads serve all detectors that have these."""
-        plain = {name: value for name, value in asdict(self.options).items() if name not in OWN}
-        return plain | {"training_prompts": list(self.options.training_prompts)}
-
-    # Once, on other products
+        options = {name: value for name, value in asdict(self.options).items() if name not in OWN}
+        return options | {"training_prompts": list(self.options.training_prompts)}
 
     def pretrain(
         self, categories: Sequence[Category], *, callbacks: Sequence[Callback] = (), checkpoint: str | Path | None = None
@@ -122,74 +119,27 @@ class InCTRL(PixelDetector):
         generator = torch.Generator().manual_seed(self.options.pretrain_seed)
         with self.stopwatch("auxiliary features"):
             auxiliary = self._auxiliary(categories, generator)
-        slots, where = auxiliary.balanced(), self.extractor.device
-        heads = Heads(auxiliary.queries.shape[1], self.options, generator).to(where)
-        groups = [{"params": list(heads.map_head.parameters())}]
-        if self.options.image:
-            slow = [*heads.adapter.parameters(), *heads.image_head.parameters()]
-            groups.append({"params": slow, "lr": self.options.learning_rate * self.options.image_rate})
-
-        def step(indices: Tensor, number: int) -> dict[str, Tensor]:
-            which = slots[indices]  # (b,)
-            k = self.options.training_prompts[int(torch.randint(len(self.options.training_prompts), (), generator=generator))]
-            chosen = torch.rand(len(which), auxiliary.prompts.shape[1], generator=generator).argsort(1)[:, :k]  # (b, K)
-            final, image = heads(*(tensor.to(where) for tensor in auxiliary.compared(which, chosen)))
-            labels = auxiliary.labels[which].to(where)
-            losses = {"final": focal_loss(final, labels, self.options.gamma)}
-            if self.options.image:
-                losses["image"] = focal_loss(image, labels, self.options.gamma)
-            return {"loss": sum(losses.values())} | losses
-
         record = {"options": self.pretraining(), "features": self._feature_record(), "auxiliary": [
             {"dataset": one.dataset, "name": one.name, "sha256": one.test.fingerprint()} for one in categories
         ]}  # fmt: skip
         with self.stopwatch("pretraining"):
-            history = train(
-                step, heads, torch.optim.Adam(groups, lr=self.options.learning_rate), images=auxiliary.queries[slots],
-                options=self.options.training, generator=generator, identity=record, what="pretraining",
-                callbacks=callbacks, checkpoint=checkpoint,
-            )  # fmt: skip
-        heads.record = record | {"history": [asdict(one) for one in history]}
+            heads = pretrained(auxiliary, self.options, generator, self.extractor.device, record, callbacks, checkpoint)
         self.heads = heads.requires_grad_(False)
         self.prompts = self.calibration = None  # those of older heads
         return self
 
     def _auxiliary(self, categories: Sequence[Category], generator: torch.Generator) -> Auxiliary:
-        """The features of all queries and prompts, and what they score."""
-        size = min([self.options.pool, *(len(one.train) for one in categories)])
-        if not categories or size < max(self.options.training_prompts):
-            raise ValueError(f"each auxiliary category needs {max(self.options.training_prompts)} training images to draw prompts from")
-        labels = torch.cat([torch.from_numpy(one.test.labels) for one in categories])
-        if set(labels.tolist()) != {0, 1}:
-            raise ValueError("the auxiliary categories need test images of both kinds, normal and anomalous")
-        residuals, queries, prompts, text, workers = [], [], [], [], self.extractor.workers
-        for category in categories:
-            drawn = torch.randperm(len(category.train), generator=generator)[:size].sort().values
-            paths = [category.train.paths[i] for i in drawn]
-            levels, embeddings = self._features(load_pixels(paths, self.features.geometry, workers=workers).values)
-            prompts.append(embeddings)
-            for part in load_pixels(category.test, self.features.geometry, workers=workers, limit=self.limit).values.split(AT_A_TIME):
-                maps, embedding = self._features(part)
-                residuals.append([nearest_residual(*pair).cpu() for pair in zip(maps, levels, strict=True)])
-                queries.append(embedding)
-                text.append(self._text(part))
-        if len({part[0].shape[1:] for part in residuals}) > 1:
-            raise ValueError("the auxiliary images must come out at one size: give FeatureSettings a crop")
-        owner = torch.cat([torch.full((len(one.test),), i) for i, one in enumerate(categories)])
-        columns = [torch.cat(column) for column in zip(*residuals, strict=True)]
-        return Auxiliary(columns, torch.cat(queries).cpu(), torch.stack(prompts).cpu(), owner, labels.float(), torch.cat(text).cpu())
+        def read(images: Images) -> Tensor:
+            return load_pixels(images, self.features.geometry, workers=self.extractor.workers, limit=self.limit).values
 
-    # For each new product
+        return gather(categories, self.options, generator, read, self._features, self._text)
 
     def fit(self, images: Images | Pixels, *, on_error: str = "raise") -> Self:
-        """Draw the prompts from good images; nothing is trained.
+        """Draw the prompts from good images and return the detector itself; nothing is trained.
 
         Args:
             images: good images (a split, or paths), or their `Pixels`: K become prompts, of the others `calibration` are scored.
             on_error: "raise", or "skip" to leave unreadable files out (they are listed in `fitted_on`).
-
-        Returns:
-            The detector itself.
 
         Raises:
             RuntimeError: if it is not pretrained.
@@ -238,8 +188,6 @@ class InCTRL(PixelDetector):
     def _text(self, pixels: Tensor) -> Tensor:
         """(b,) s_T."""
         return self.prior(pixels) if self.prior is not None else torch.zeros(len(pixels), device=self.extractor.device)
-
-    # Its record
 
     @property
     def unit(self) -> str:

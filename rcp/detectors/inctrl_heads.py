@@ -210,35 +210,3 @@ class Heads(nn.Module):
 
 def _classifier(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """The frozen features of N labelled queries and of P prompts of each of M categories: all that the pretraining needs.
-
-    Attributes:
-        residuals: per level (N, P, H_l, W_l): to each prompt image, so that those to any K of them are their minimum.
-        queries: (N, C) embeddings.
-        prompts: (M, P, C) embeddings.
-        category: (N,) int64.
-        labels: (N,) float32, 0 or 1.
-        text: (N,) s_T.
-    """
-
-    residuals: list[Tensor]
-    queries: Tensor
-    prompts: Tensor
-    category: Tensor
-    labels: Tensor
-    text: Tensor
-
-    def balanced(self) -> Tensor:
-        """Return query numbers among which normal and anomalous ones are equally many: the fewer are repeated."""
-        groups = [(self.labels == label).nonzero()[:, 0] for label in (0, 1)]
-        size = max(map(len, groups))
-        return torch.cat([group.repeat(-(-size // len(group)))[:size] for group in groups])
-
-    def compared(self, which: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what `Heads` take, of queries `which` (b,) and prompts `chosen` (b, K) of each one's category."""
-        residual = residual_map([level[which[:, None], chosen].amin(1) for level in self.residuals])
-        return residual, self.queries[which], self.prompts[self.category[which][:, None], chosen], self.text[which]

@@ -29,25 +29,17 @@ RD4AD, its code's loss                yes             **no**          no        
 RD4AD, its paper's loss               yes             **no**          no        yes            **no**         no
 ====================================  ==============  ==============  ========  =============  =============  ===========
 
-Each line below the first takes one ingredient away; the last four have one encoder only. The paper studies these
-ingredients; the lines are ours, and its own tables may combine them otherwise. RD4AD is trained here as ReContrast is, by
-AdamW.
-
-One model for several categories is fitted on all their good images in one list:
-
-    ReContrast().fit(bottle.train.paths + pill.train.paths)
-
-The held-out share is drawn over all of them; then each category's test images are scored by themselves. The paper's own
-multi-class models take 5000 steps instead of 2000.
+The paper studies these ingredients; the lines are ours. RD4AD is trained here as ReContrast is, by AdamW. One model for several
+categories is fitted on all their good images, `ReContrast().fit(bottle.train.paths + pill.train.paths)`, and the held-out share
+is drawn over all of them; the paper's own multi-class models take 5000 steps instead of 2000.
 
 Source: Guo et al., *ReContrast: Domain-Specific Anomaly Detection via Contrastive Reconstruction*, NeurIPS 2023 (arXiv
 2306.02602); the decoder is RD4AD's (`rcp.detectors.rd4ad`).
 
-Where we differ. The published code has the trained encoder's batch normalisation use the batch's statistics, except in six
-categories of MVTec AD and in multi-class models, where it keeps ImageNet's: chosen by what came out. Ours keeps ImageNet's
-everywhere, as nothing may be chosen by test images; `batch_statistics=True` is the other way. The teaching preset has
-fewer steps, and a larger rate for the encoder, so that rate times steps is the paper's. The image score is the largest
-value of the smoothed map. Else as in `rcp.detectors.rd4ad`.
+Where we differ. The published code's trained encoder normalises by the batch's statistics, except in six categories of MVTec
+AD and in multi-class models: chosen by what came out. Ours keeps ImageNet's everywhere, as nothing may be chosen by test
+images; `batch_statistics=True` is the other way. The teaching preset has fewer steps, and a larger rate for the encoder, so
+that rate times steps is the paper's. An image's score is the largest of the smoothed map. Else as in `rcp.detectors.rd4ad`.
 """
 
 from __future__ import annotations
@@ -133,29 +125,18 @@ def mining_threshold(number: int, steps: int) -> float:
 
 
 def hard_positions(target: Tensor, output: Tensor, alpha: float) -> Tensor:
-    """Return where the distance is not below mean + α·deviation, both of all positions of the batch.
+    """Return where the distance is not below mean + α·deviation, both of all positions of the batch: (b, H, W) bool.
 
     Args:
         target, output: (b, C, H, W) of one level.
         alpha: α.
-
-    Returns:
-        (b, H, W) bool.
     """
     distance = position_distance(target.detach(), output.detach())
     return distance >= distance.mean() + alpha * distance.std()
 
 
 def mined(output: Tensor, hard: Tensor) -> Tensor:
-    """Return the same numbers; a gradient comes back only at the hard positions.
-
-    Args:
-        output: (b, C, H, W).
-        hard: (b, H, W) bool.
-
-    Returns:
-        (b, C, H, W).
-    """
+    """Return the same numbers; a gradient comes back only at the hard positions: (b, C, H, W), (b, H, W) bool → (b, C, H, W)."""
     return torch.where(hard[:, None], output, output.detach())
 
 
@@ -166,9 +147,6 @@ def recontrast_loss(views: Sequence[View], options: ReContrastOptions, alpha: fl
         views: per view (targets, outputs), each per level (b, C_l, H_l, W_l).
         options: `stop_gradient`, `hard_mining` and `global_cosine`.
         alpha: α of the hard mining.
-
-    Returns:
-        ().
     """
     losses = []
     for targets, outputs in views:

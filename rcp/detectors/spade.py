@@ -8,12 +8,11 @@ maps together (a *pyramid*), so detail and context both count.
 
 Source: Cohen & Hoshen, *Sub-Image Anomaly Detection with Deep Pyramid Correspondences* (arXiv 2005.02357).
 
-Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the paper.
-Maps coarser than the grid are brought to it bilinearly, finer ones averaged. By default positions are matched at stride 8, which
-is 16 times cheaper than the paper's stride 4: both the positions that ask and those that answer are a quarter. The good images'
-maps are kept as the network gives them, and are joined to pyramids for the images retrieved only: joined at stride 4 they would
-take four times as much. The published image AUROC of 85.5 is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1):
-`SPADE.image_distances` and `image_scores_for` show what K does without looking at a pixel again.
+Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the paper. By
+default positions are matched at stride 8, 16 times cheaper than the paper's stride 4. Good images' maps are kept as they come,
+and joined to pyramids where they are retrieved: joined, they would take four times as much. The published image AUROC of 85.5
+is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1): `SPADE.image_distances` and `image_scores_for`
+show what K does without looking at a pixel again.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ class SPADEOptions:
         matches: κ, positions among theirs whose distances are averaged for a pixel's score.
         grid: which map of the pyramid lends its grid to the positions, from 1, the finest: the paper's, at stride 4. Here 2,
             at stride 8 (ours: 16 times cheaper).
-        left_out: good images, drawn at random, whose pixels are scored against the others for the colour scale, at most (ours:
-            each costs as much as scoring an image); image scores, for the threshold, are had of all of them. 0 for neither.
+        left_out: good images, at most, whose pixels are scored against the others for the colour scale (ours: each costs as
+            much as an image to score); image scores, for the threshold, are had of all of them. 0 for neither.
         smoothing: sigma of the maps' Gaussian, in pixels of the map.
     """
 
@@ -67,7 +66,7 @@ PAPER_FEATURES = FeatureSettings("wide_resnet50_2", levels=(1, 2, 3, 4), patch_s
 
 
 def image_distances(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Return the squared distance of every image to every good image.
+    """Return the squared distance of every image to every good image (SPADE, section 3.2).
 
     Args:
         queries: (q, C) floating point, pooled features.
@@ -75,8 +74,6 @@ def image_distances(queries: Tensor, gallery: Tensor) -> Tensor:
 
     Returns:
         (q, n) squared L2; differences are squared, not multiplied out, so that equal images are exactly 0 apart.
-
-    Source: SPADE, section 3.2.
     """
     return torch.stack([(gallery - query).square().sum(1) for query in queries])
 
@@ -105,33 +102,20 @@ def image_scores_for(distances: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def retrieve(distances: Tensor, neighbours: int) -> Tensor:
-    """Return which good images are nearest: (q, n) distances → (q, min(K, n)) int64.
-
-    Source: SPADE, section 3.2.
-    """
+    """Return which good images are nearest (SPADE, section 3.2): (q, n) distances → (q, min(K, n)) int64."""
     return distances.topk(min(neighbours, distances.shape[1]), largest=False).indices
 
 
 def pyramid(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Return one row a position: all maps brought to one grid, and joined.
+    """Return one row a position (SPADE, section 3.4): all maps brought to one grid, and joined, (b, H·W, ΣC_l).
 
     Args:
         maps: (b, C_l, H_l, W_l) each.
         grid: (H, W); coarser maps are brought to it bilinearly, finer ones averaged.
-
-    Returns:
-        (b, H·W, ΣC_l).
-
-    Source: SPADE, section 3.4.
     """
-    joined = torch.cat([_brought_to(grid, m) for m in maps], 1)  # (b, C, H, W)
-    return joined.flatten(2).transpose(1, 2).contiguous()
-
-
-def _brought_to(grid: tuple[int, int], maps: Tensor) -> Tensor:
-    if maps.shape[2] > grid[0] or maps.shape[3] > grid[1]:
-        return F.adaptive_avg_pool2d(maps, grid)
-    return maps if maps.shape[2:] == grid else F.interpolate(maps, grid, mode="bilinear")
+    finer = [m.shape[2] > grid[0] or m.shape[3] > grid[1] for m in maps]
+    brought = [F.adaptive_avg_pool2d(m, grid) if f else F.interpolate(m, grid, mode="bilinear") for m, f in zip(maps, finer, strict=True)]
+    return torch.cat(brought, 1).flatten(2).transpose(1, 2).contiguous()
 
 
 def pixel_scores(queries: Tensor, chosen: Tensor, gallery: Callable[[int], Tensor], matches: int) -> Tensor:
@@ -154,14 +138,13 @@ def pixel_scores(queries: Tensor, chosen: Tensor, gallery: Callable[[int], Tenso
     for image in chosen.unique().tolist():
         rows = gallery(image)  # (P, C)
         for j in (chosen == image).any(1).nonzero()[:, 0].tolist():
-            here = _smallest(squared_distances(queries[j], rows), min(matches, p))  # (P, κ)
-            best[j] = _smallest(torch.cat([best[j], here], 1), matches)
+            apart = squared_distances(queries[j], rows)  # (P, P)
+            if matches == 1:  # a plain minimum is faster than a sorted choice of one
+                best[j] = torch.minimum(best[j], apart.amin(1, keepdim=True))
+            else:
+                here = apart.topk(min(matches, p), largest=False).values  # (P, κ)
+                best[j] = torch.cat([best[j], here], 1).topk(matches, largest=False).values
     return root(best).mean(2)
-
-
-def _smallest(values: Tensor, count: int) -> Tensor:
-    """The smallest numbers of each row; a plain minimum is faster than a sorted choice of one."""
-    return values.amin(1, keepdim=True) if count == 1 else values.topk(count, largest=False).values
 
 
 class SPADE(PixelDetector):
@@ -238,8 +221,6 @@ class SPADE(PixelDetector):
         """(b, C) of the last map, averaged over its positions, and (b, C_l, H_l, W_l) of the others."""
         *maps, last = self.extractor.maps(pixels)
         return last.mean((2, 3)), maps
-
-    # What is kept
 
     @property
     def unit(self) -> str:

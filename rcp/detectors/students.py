@@ -1,21 +1,18 @@
 """Uninformed Students: several small networks learn, on good images only, what a teacher says; where they fail is a defect.
 
 The teacher (`students_teacher`) describes every patch of an image in d numbers; it has seen many pictures. The students, of
-the same shape, are trained to say the same, and have seen good images of one product only. On a patch unlike those they do
-two things: all of them miss what the teacher says (regression error), and each misses it in a way of its own, as it began
-from other random weights (predictive variance). The two are brought to one scale and added.
+the same shape, are trained to say the same, and have seen good images of one product only. On a patch unlike those all of them
+miss what the teacher says (regression error), each in a way of its own, as it began from other random weights (predictive
+variance). The two are brought to one scale and added.
 
 Source: Bergmann et al., Uninformed Students: Student-Teacher Anomaly Detection with Discriminative Latent Embeddings,
 CVPR 2020 (arXiv 1911.02357), sections 3.2 and 3.3.
 
 Where we differ
-* The networks step by 4 pixels: the descriptors are those of their patches, exactly, but only every fourth pixel across and
-  down has one. The paper's way to have one for every pixel, "fast dense feature extraction", costs 16 times as much. A patch
-  of an odd side has a pixel for its centre and a cell of 4 pixels has none: scores lie half a pixel off.
-* At the border the image is reflected, alike for all, so that the grid covers it.
-* Students of all receptive fields are trained jointly, in one step: their losses are added, and share no weight.
-* The teaching preset trains for far fewer steps than the paper, at a larger learning rate, on narrower networks.
-* The teacher differs too: see `students_teacher`.
+* The networks step by 4 pixels: only every fourth pixel has a descriptor, exactly that of its patch. The paper's way to have
+  one for every pixel costs 16 times as much. A cell of 4 pixels has no middle one: scores lie half a pixel off.
+* At the border the image is reflected, so that the grid covers it. Students of all fields are trained in one step.
+* The teaching preset has fewer steps, a larger rate, narrower networks. The teacher differs too: see `students_teacher`.
 """
 
 from __future__ import annotations
@@ -73,21 +70,17 @@ PAPER_FEATURES = FeatureSettings("resnet18", levels=(4,), patch_size=1, resize=(
 
 # The formulae of sections 3.2 and 3.3
 
-
 def student_loss(student: Tensor, target: Tensor) -> Tensor:
     """Return the mean over all positions of ‖S(r, c) - y(r, c)‖²: (b, d, H, W) twice → ()."""
     return (student - target).square().sum(1).mean()
 
 
 def regression_error(target: Tensor, students: Tensor) -> Tensor:
-    """Return e, the squared distance between the mean of the students and the teacher.
+    """Return e, the squared distance between the mean of the students and the teacher: (b, H, W).
 
     Args:
         target: (b, d, H, W) the teacher's descriptors, standardised.
         students: (M, b, d, H, W).
-
-    Returns:
-        (b, H, W).
     """
     return (students.mean(0) - target).square().sum(1)
 
@@ -142,8 +135,8 @@ def moments(parts: Iterable[Tensor]) -> Tensor:
     for part in parts:
         exact = part.cpu().double()
         count += exact.shape[1]
-        sums = sums + torch.stack([exact.sum(1), exact.square().sum(1)], 1)  # (k, 2)
-    mean, square = (sums / count).unbind(1)
+        sums = sums + torch.stack([exact.sum(1), exact.square().sum(1)])  # (2, k)
+    mean, square = sums / count  # (k,) each
     return torch.stack([mean, (square - mean.square()).clamp_min(1e-12).sqrt()], 1).float()
 
 
@@ -174,8 +167,8 @@ class UninformedStudents(TrainedDetector):
             for p in o.fields:
                 view = covered(self.extractor.normalised(pixels[indices]), p)
                 target = self._target(view, p)
-                for i, student in enumerate(self.students[str(p)], 1):
-                    losses[f"p{p}_student{i}"] = student_loss(student(view), target)
+                of_p = enumerate(self.students[str(p)], 1)
+                losses |= {f"p{p}_student{i}": student_loss(student(view), target) for i, student in of_p}
             return losses | {"loss": sum(losses.values())}
 
         optimizer = torch.optim.Adam(self.students.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
@@ -221,8 +214,7 @@ class UninformedStudents(TrainedDetector):
         return self._target(view, field), torch.stack([student(view) for student in self.students[str(field)]])
 
     def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        o = self.options
-        maps = [anomaly_scores(*self._said(values, p), self.scales[p], o.variance) for p in o.fields]
+        maps = [anomaly_scores(*self._said(values, p), self.scales[p], self.options.variance) for p in self.options.fields]
         grids = torch.stack(maps).mean(0)  # (b, H, W), the average of section 3.3
         return image_scores(grids), grids
 
@@ -230,15 +222,9 @@ class UninformedStudents(TrainedDetector):
         return super()._facts() | {"teacher": hash_tensors(self.teachers.state_dict()), "scaled_on": self.scaled_on}
 
     def state_bytes(self, images: int, size: tuple[int, int]) -> int:
-        """Return how many bytes teachers and students hold.
-
-        Args:
-            images: good images; they do not matter.
-            size: of a crop; it does not matter.
-        """
-        o = self.options
-        nets = [patch_net(p, o.width, o.dimension, torch.Generator()) for p in o.fields]
-        return sum(4 * (1 + o.students) * sum(w.numel() for w in net.parameters()) for net in nets)
+        """Return how many bytes teachers and students hold, however many and large the images are."""
+        nets = [patch_net(p, self.options.width, self.options.dimension, torch.Generator()) for p in self.options.fields]
+        return sum(4 * (1 + self.options.students) * sum(w.numel() for w in net.parameters()) for net in nets)
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"teachers.{key}": tensor for key, tensor in self.teachers.state_dict().items()}
@@ -248,16 +234,15 @@ class UninformedStudents(TrainedDetector):
 
     def _take(self, file: ModelFile) -> None:
         super()._take(file)
-        o, device, shapes = self.options, self.extractor.device, {"standard": (2, self.options.dimension, 1, 1), "scale": (2, 2)}
-        nets = {p: patch_net(p, o.width, o.dimension, torch.Generator()) for p in o.fields}
-        self.teachers = nn.ModuleDict({str(p): net for p, net in nets.items()}).to(device)
-        self.students = self._new_students(torch.Generator())
+        o, device, drawn = self.options, self.extractor.device, torch.Generator()
+        self.teachers = nn.ModuleDict({str(p): patch_net(p, o.width, o.dimension, drawn) for p in o.fields}).to(device)
+        self.students = self._new_students(drawn)
         for name, module in (("teachers", self.teachers), ("students", self.students)):
             for key, tensor in module.state_dict().items():
                 file.check_shape(f"{name}.{key}", tuple(tensor.shape))
             module.load_state_dict({key: file.tensors[f"{name}.{key}"] for key in module.state_dict()})
             module.eval().requires_grad_(False)
-        for name, shape in shapes.items():
+        for name, shape in (("standard", (2, o.dimension, 1, 1)), ("scale", (2, 2))):
             for p in o.fields:
                 file.check_shape(f"{name}.{p}", shape)
-        self.standard, self.scales = ({p: file.tensors[f"{name}.{p}"].to(device) for p in o.fields} for name in shapes)
+        self.standard, self.scales = ({p: file.tensors[f"{name}.{p}"].to(device) for p in o.fields} for name in ("standard", "scale"))
