@@ -76,5 +76,5 @@ def check_3(given: list[int]) -> Outcome:
         ([right[0], above_median, right[2]], "the limit is the mean, not the median: one large distance pulls it up."),
         ([0, right[1], right[2]], "at α = −3 the limit lies below all distances: none is left out."),
     ]  # fmt: skip
-    because = "So training begins with all positions and ends with the few that are still hard: easy background stops pulling."
+    because = "So training begins with all positions, and after its first tenth only the few that are still hard pull: easy background no longer does."
     return answer("10.3", given, right, because, mistakes, hint="Count the values that are at least mean + α · std, for each α.")

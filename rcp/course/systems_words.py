@@ -1,18 +1,39 @@
 """What notebook 10 says of its results: sentences and small tables, computed from the committed files.
 
-    python -m rcp.course.systems_words     prints those that REPRODUCIBILITY.md shows
+    python -m rcp.course.systems_words             prints what REPRODUCIBILITY.md tells of the other systems
+    python -m rcp.course.systems_words --short     prints README.md's table
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rcp import published
 from rcp.course import results_folder
-from rcp.course.systems import NAMES, Cost, against, mean_std, read, shown, signed, values
+from rcp.course.systems import (
+    BASELINE,
+    NAMES,
+    Cost,
+    against,
+    cost_words,
+    costs,
+    difference_table,
+    idea_of,
+    mean_std,
+    printed,
+    read,
+    shown,
+    side_by_side,
+    table_words,
+    troubles_told,
+    values,
+    when_to_use,
+)
 from rcp.experiments.collection import Row
-from rcp.experiments.summary import choose, interval, values_of
+from rcp.experiments.summary import Interval, choose, differences, interval, over_both, over_categories, values_of
 from rcp.files import read_json
 from rcp.reproduce.systems import METRICS
 
@@ -27,8 +48,7 @@ SETTINGS = {  # system → what the picture calls a setting → (method of the g
     },
     "Uninformed Students": {
         "error + variance": ("Students", {VARIANCE: True}), "error alone": ("Students", {VARIANCE: False}),
-        "field 17": ("Students, fields", {FIELDS: [17]}), "field 65": ("Students, fields", {FIELDS: [65]}),
-        "17, 33 and 65": ("Students, fields", {FIELDS: [17, 33, 65]}),
+        "field 17, not 65": ("Students, fields", {FIELDS: [17]}), "17, 33 and 65": ("Students, fields", {FIELDS: [17, 33, 65]}),
     },
     "MKD": {
         "whole": ("MKD", {GRADIENT: "plain"}), "SmoothGrad": ("MKD", {GRADIENT: "smoothgrad"}), "guided": ("MKD", {GRADIENT: "guided"}),
@@ -47,6 +67,17 @@ SETTINGS = {  # system → what the picture calls a setting → (method of the g
     "PaDiM": {"random channels": ("PaDiM", {REDUCTION: "random"}), "PCA": ("PaDiM", {REDUCTION: "pca"})},
 }  # fmt: skip
 
+NO_MAP = ("I alone",)  # one number an image
+MEANT = {  # what a setting's name says
+    "image + features": "alignment at both levels", "image only": "only whole pictures are aligned",
+    "no dense loss": "the backbone stays as ImageNet left it",
+    "error alone": "the variance between the students does not count", "field 17, not 65": "smaller patches", "17, 33 and 65": "three sizes of patches, averaged",
+    "SmoothGrad": "the mean gradient over noisy copies", "guided": "negative gradients are cut at every rectifier", "no direction": "the value term alone",
+    "no contrast": "each encoder is given back from its own features", "trained enc. alone": "no frozen encoder, no stop-gradient, no mining: it may collapse",
+    "RD4AD": "the frozen encoder alone, trained alike", "P": "the patch residual", "I": "the residual of the whole image",
+    "I: concatenated": "query and prompts side by side, not their difference", "I: averaged": "their mean",
+}  # fmt: skip
+
 
 def spade_by_k(folder: Path | None = None) -> dict[str, dict[int, float]]:
     """Return SPADE's image AUROC: category → K → share.
@@ -61,13 +92,37 @@ def spade_by_k(folder: Path | None = None) -> dict[str, dict[int, float]]:
 def spade_said(by_k: Mapping[str, Mapping[int, float]]) -> str:
     """Return what K did here, in a sentence; nothing in SPADE is drawn, so the interval is over categories."""
     lost = interval(100 * (found[3] - found[50]) for found in by_k.values())
-    side = "with" if lost.low > 0 else ("against" if lost.high < 0 else "cannot tell; it does not contradict")
-    best = {name: max(found, key=found.get) for name, found in by_k.items()}
+    others = f"the re-implementations ({REIMPLEMENTED[3]} against {REIMPLEMENTED[50]})"
+    side = f"That speaks with {others}." if lost.low > 0 else f"That speaks against {others}." if lost.high < 0 else f"That cannot tell, and does not contradict {others}."
+    best = {name: "/".join(str(k) for k, value in found.items() if value == max(found.values())) for name, found in by_k.items()}
     return (
-        f"**What this tells you.** K = 3 less K = 50, image AUROC: {shown(lost)} points over these {lost.n} categories. That speaks "
-        f"{side} the re-implementations ({REIMPLEMENTED[3]} against {REIMPLEMENTED[50]}). The best K of each category (an oracle: it "
-        f"was found on test labels, so nobody may use it): {', '.join(f'{name} {k}' for name, k in best.items())}."
+        f"**What this tells you.** K = 3 less K = 50, image AUROC: {shown(lost)} points over these {lost.n} categories. {side} The best K of "
+        f"each category (an oracle: it was found on test labels, so nobody may use it): {', '.join(f'{name} {k}' for name, k in best.items())}."
     )
+
+
+def compared(rows: Sequence[Row]) -> str:
+    """Return which systems are clearly better and worse than PatchCore, in two sentences.
+
+    Args:
+        rows: of the grid "systems".
+    """
+    both, categories = (against(rows, "PatchCore", over=over) for over in (over_both, over_categories))
+    seeds = len({row.seed for row in rows})
+    better, worse, rest = _clear(both)
+    surely, surely_not, _ = _clear(categories)
+    return (
+        f"Of {len(both)} systems, clearly better than PatchCore in image AUROC: {_listed(better)}; clearly worse: {_listed(worse)}; not to be "
+        f"told with these categories and seeds: {_listed(rest)}. That is by 95 % intervals for another category with another seed, which {seeds} seeds "
+        f"make cautious. For another category with these seeds, clearly better: {_listed(surely)}; clearly worse: {_listed(surely_not)}."
+    )
+
+
+def _clear(found: Mapping[str, Interval]) -> tuple[list[str], list[str], list[str]]:
+    """Names of those above zero, below zero, and of the rest."""
+    better = [name for name, one in found.items() if one.low > 0]
+    worse = [name for name, one in found.items() if one.high < 0]
+    return better, worse, [name for name in found if name not in better + worse]
 
 
 def verdict(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
@@ -77,15 +132,9 @@ def verdict(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
         rows: of the grid "systems".
         cost: from `rcp.course.systems.costs`.
     """
-    found = against(rows, "PatchCore")
-    better = [name for name, one in found.items() if one.low > 0]
-    worse = [name for name, one in found.items() if one.high < 0]
     slow = max(NAMES, key=lambda name: cost[name].fit_seconds)
-    n = len(found)
     return (
-        f"**What this tells you.** Clearly better than PatchCore in image AUROC: {_listed(better)} of {n}; clearly worse: {_listed(worse)}. "
-        f"For the other {n - len(better) - len(worse)} these categories and seeds cannot tell. One of twenty true zeros would be bold by chance, and there are "
-        f"{n * len(METRICS)} numbers in that table. The slowest to fit is {slow} ({cost[slow].fit_seconds:.0f} s)."
+        f"**What this tells you.** {compared(rows)} About one in twenty true zeros would be bold by chance. The slowest to fit is {slow} ({cost[slow].fit_seconds:.0f} s)."
     )
 
 
@@ -106,6 +155,11 @@ def ablations(folder: Path | None = None) -> dict[str, dict[str, list[Row]]]:
     }
 
 
+def settings_said() -> str:
+    """Return what the settings' names mean, in Markdown."""
+    return "*" + "; ".join(f"{name}: {meaning}" for name, meaning in MEANT.items()) + ".*"
+
+
 def ablations_said(groups: Mapping[str, Mapping[str, Sequence[Row]]], metric: str = "image_auroc") -> str:
     """Return every switch less its whole system, in Markdown: paired by category and seed, with the interval over the pairs."""
     lines = [f"| system | without, or instead | {METRICS[metric]}, points | pixel AUROC, points |", "|---|---|---:|---:|"]
@@ -115,10 +169,14 @@ def ablations_said(groups: Mapping[str, Mapping[str, Sequence[Row]]], metric: st
             cells = []
             for one in (metric, "pixel_auroc"):
                 ours, theirs = (values_of(settings[key], one) for key in (name, whole))
-                cells.append(shown(interval(100 * (ours[key] - theirs[key]) for key in ours if key in theirs)))
-            lines.append(f"| {system} | {name} | " + " | ".join(cells) + " |")
+                apart = [100 * (ours[key] - theirs[key]) for key in ours if key in theirs]
+                cells.append(shown(interval(apart)) if any(apart) else "the same")
+            lines.append(f"| {system} | {name} | {cells[0]} | {cells[1] if name not in NO_MAP else 'no map'} |")
     count = len(next(iter(next(iter(groups.values())).values())))
-    return "\n".join(lines) + f"\n\n*95 % intervals over {count} pairs of category and seed, for these two categories; 128 px.*"
+    return "\n".join(lines) + (
+        f"\n\n*95 % intervals over {count} pairs of category and seed, as if these were independent, so they are rather too narrow, and hold "
+        "for these two categories; 128 px.*"
+    )
 
 
 def pooled_table(rows: Sequence[Row], folder: Path | None = None) -> str:
@@ -136,11 +194,16 @@ def pooled_table(rows: Sequence[Row], folder: Path | None = None) -> str:
         cells = []
         for metric in ("image_auroc", "pixel_auroc"):
             own = {k: v for k, v in values(rows, name, metric, data="embedded").items() if k[3] in seeds}
-            all_ = {key: 100 * value for key, value in values_of(choose(pooled, method=name), metric).items()}
-            apart = statistics.fmean(all_.values()) - statistics.fmean(own.values())
-            cells += [mean_std(own), mean_std(all_), signed(apart)]
+            all_ = {("embedded", *key[1:]): 100 * value for key, value in values_of(choose(pooled, method=name), metric).items()}
+            cells += [mean_std(own), mean_std(all_), shown(over_both(differences(all_, own)))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n*Embedded synthetic data, Lite0 at 224 px, seeds {', '.join(map(str, seeds))}; the published ReContrast (WRN-50, MVTec AD): 99.5 one a category, 98.3 one for all.*"
+    (theirs,) = published.select(method="ReContrast (multi-class)", dataset="MVTec AD", category="mean", metric="image_auroc")
+    alone = printed("ReContrast")["image_auroc"]
+    return "\n".join(lines) + (
+        f"\n\n*Embedded synthetic data, Lite0 at 224 px, seeds {', '.join(map(str, seeds))}; differences with 95 % intervals for another category with "
+        f"another seed. Published of ReContrast (WRN-50, MVTec AD): {alone:.1f} one a category, {theirs.value:.1f} one for all "
+        f"({' '.join(published.troubles([theirs])).rstrip('.')}).*"
+    )
 
 
 def transfer_table(folder: Path | None = None) -> str:
@@ -180,10 +243,45 @@ def digits_table(folder: Path | None = None) -> str:
     return "\n".join(lines) + "\n\n*scikit-learn's digits (8 x 8, enlarged to 64 px) in the place of MNIST; mean over the ten digits ± deviation over 3 seeds. InCTRL learned from synthetic industrial parts.*"
 
 
-def main() -> None:
-    """Print what REPRODUCIBILITY.md tells of the other systems, from the committed files."""
-    print(spade_said(spade_by_k()), transfer_table(), digits_table(), sep="\n\n")
+def report() -> str:
+    """Return what REPRODUCIBILITY.md tells of the other systems, in Markdown, from the committed files."""
+    rows, cost = read("systems"), costs()
+    parts = {
+        "Side by side": [side_by_side(rows, cost), f"*{table_words(rows)}. {cost_words()}.*", f"Known of the published numbers:\n\n{troubles_told()}"],
+        "Less PatchCore, points": [
+            difference_table(rows), "*95 % intervals for another category with another seed; bold where zero lies outside.*", verdict(rows, cost),
+        ],
+        "When to use which": [when_to_use(rows, cost)],
+        "What each idea is worth": [ablations_said(ablations()), settings_said()],
+        "SPADE's K": [spade_said(spade_by_k())],
+        "One model for all categories": [pooled_table(rows)],
+        "Into another domain": [transfer_table()],
+        "Another kind of anomaly": [digits_table()],
+    }  # fmt: skip
+    return "\n\n".join(f"### {title}\n\n" + "\n\n".join(texts) for title, texts in parts.items()) + "\n"
+
+
+def short_table() -> str:
+    """Return what README.md shows: one metric, the published one, what it costs, and who is better, from the committed files."""
+    rows, cost = read("systems"), costs()
+    lines = ["| system | idea | four synthetic categories | bottle and pill | published, 15 categories | fit, s | an image, ms | disk, MB |",
+             "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for name in (BASELINE, *NAMES):
+        measured = [mean_std(values(rows, name, "image_auroc", data=data)) for data in ("embedded", "mvtec")]
+        theirs, one = printed(name).get("image_auroc"), cost[name]
+        spent = [f"{one.fit_seconds:.1f}", f"{1000 * one.image_seconds:.0f}", f"{one.disk_bytes / 1e6:.1f}"]
+        cells = [name, idea_of(name), *measured, f"{theirs:.1f}" if theirs else "–", *spent]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{compared(rows)}\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="the table of README.md alone")
+    print(short_table() if parser.parse_args(arguments).short else report(), end="")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
