@@ -316,8 +316,16 @@ course.keep(pictures.shots_figure(measured), "10_other_systems_shots")
 
 # %% [markdown] tags=["slide"]
 # ## 7 · Side by side (6 min)
+#
+# One backbone, one protocol, three seeds. Image AUROC in %, mean ± deviation over seeds, and what a system costs on two cores:
 
-# %% tags=["slide", "hide-input"]
+# %% tags=["sub", "hide-input"]
+Markdown(words.short_table(measured, cost))
+
+# %% [markdown]
+# The whole, with all metrics, memory and what was published:
+
+# %%
 Markdown(lesson.side_by_side(measured, cost))
 
 # %%
@@ -389,7 +397,7 @@ Markdown(words.settings_said())
 # In numbers, each setting less the whole system:
 
 # %%
-Markdown(words.ablations_said(switched))
+Markdown(f"{words.ablations_said(switched)}\n\n**What this tells you.** {words.alignment_said(switched)}")
 
 # %% [markdown]
 # Three more questions that newer papers ask. **One model for all categories** (multi-class): fitted on the good images of all, tested on each.

@@ -129,7 +129,7 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
     """A copy of the detector is fitted on a few images, for a few steps."""
     n, options = len(train), detector.options
     steps = sum(options.stages) if isinstance(detector, TrainedDetector) else 0
-    some = min(n, options.batch_size + 2 if steps else 2 * PROBE)
+    some = min(n, options.batch_size + 2 if steps else max(2 * PROBE, detector.fewest + PROBE))
     decoded, pixels = _timed(lambda: _first_pixels(detector, train, some))
     loaded = detector.extractor  # before the copy, so that both share it
     probe = copy.copy(detector)
@@ -140,7 +140,7 @@ def _of_system(detector: PixelDetector, train: Split, test: Split | None) -> Sys
         fitting, _ = _timed(lambda: probe.fit(pixels))
         rest = _rest(options.stages, probe.options.stages, [record.seconds for record in probe.history])
     else:
-        few = replace(pixels, values=pixels.values[: max(1, some // 2)])
+        few = replace(pixels, values=pixels.values[: max(detector.fewest, some // 2)])
         first, _ = _timed(lambda: probe.fit(few))
         fitting, _ = _timed(lambda: probe.fit(pixels))
         rest = (n - some) * max(0.0, fitting - first) / max(1, some - len(few.values))

@@ -138,7 +138,7 @@ def folder(tmp_path_factory):
         content = [vars(one) | {"seconds": 1.0} for one in cells]
         (place / f"{name}.json").write_text(json.dumps({"schema": 1, "missing": 0, "rows": content}), encoding="utf-8")
 
-    switched = [row("embedded", category, method, seed, 0.9 - 0.1 * ("without" in method or "alone" in method), varied)
+    switched = [row("embedded", category, method, seed, 0.9 - 0.1 * ("without" in method or "alone" in method or "none" in varied.values()), varied)
                 for settings in words.SETTINGS.values() for method, varied in {json.dumps(s): s for s in settings.values()}.values()
                 for category in ("flange", "terminal") for seed in (0, 1)]  # fmt: skip
     collected("systems_ablations", switched)
@@ -160,7 +160,9 @@ def test_switches_are_paired_with_the_whole_system(folder):
     groups = words.ablations(folder)
     assert {name: list(one) for name, one in groups.items()} == {name: list(one) for name, one in words.SETTINGS.items()}
     said = words.ablations_said(groups)
-    assert "| ReContrast | no stop-gradient | −10.00 [−10.00, −10.00]" in said and "over 4 pairs" in said
+    assert "| ReContrast | no stop-gradient | 4 | −10.00 [−10.00, −10.00]" in said and "too narrow" in said
+    assert words.alignment_said(groups).count("−10.00 [−10.00, −10.00]") == 2 and "flange" in words.alignment_said(groups)
+    assert all(name in words.settings_said() for name in ("guided", "no contrast", "I: averaged"))
     assert len(pictures.ablation_figure(groups).axes) == 6
 
 

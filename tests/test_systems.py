@@ -20,7 +20,7 @@ from rcp.cli import main
 from rcp.data import Split
 from rcp.detectors import PAPERS, SYSTEMS
 from rcp.detectors.pixel import TrainedDetector
-from rcp.estimate import _rest
+from rcp.estimate import _rest, estimate
 from rcp.experiments import Data, Grid, Method, Results, plan, run_grid
 from rcp.experiments.runner import find_category
 from rcp.files import read_json
@@ -265,6 +265,14 @@ def test_rcp_run_says_what_it_costs_and_predict_takes_the_model(kind, category, 
     images = [str(path) for path in category.test.paths[:2]]
     assert main(["predict", str(out), *images, "--out", str(tmp_path / "heat")]) == 0
     assert len(list((tmp_path / "heat").glob("*.png"))) == 2
+
+
+def test_a_cost_is_predicted_also_where_many_prompts_are_needed(category, photos):
+    for prompts in (2, 5, 7):
+        found = estimate(made("inctrl", category, prompts=prompts), category.train, category.test)
+        assert found.images == len(category.train) and found.seconds["training"] >= 0
+    with pytest.raises(ValueError, match="9 prompts need at least as many good images, got"):
+        estimate(made("inctrl", category, prompts=9), category.train)
 
 
 def test_a_training_of_several_stages_is_predicted_stage_by_stage_and_leaves_no_checkpoint(category, tmp_path):

@@ -1,7 +1,7 @@
 """What notebook 10 says of its results: sentences and small tables, computed from the committed files.
 
     python -m rcp.course.systems_words             prints what REPRODUCIBILITY.md tells of the other systems
-    python -m rcp.course.systems_words --short     prints README.md's table
+    python -m rcp.course.systems_words --short     prints what README.md shows
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def settings_said() -> str:
 
 def ablations_said(groups: Mapping[str, Mapping[str, Sequence[Row]]], metric: str = "image_auroc") -> str:
     """Return every switch less its whole system, in Markdown: paired by category and seed, with the interval over the pairs."""
-    lines = [f"| system | without, or instead | {METRICS[metric]}, points | pixel AUROC, points |", "|---|---|---:|---:|"]
+    lines = [f"| system | without, or instead | pairs | {METRICS[metric]}, points | pixel AUROC, points |", "|---|---|---:|---:|---:|"]
     for system, settings in groups.items():
         whole, *others = settings
         for name in others:
@@ -171,12 +171,21 @@ def ablations_said(groups: Mapping[str, Mapping[str, Sequence[Row]]], metric: st
                 ours, theirs = (values_of(settings[key], one) for key in (name, whole))
                 apart = [100 * (ours[key] - theirs[key]) for key in ours if key in theirs]
                 cells.append(shown(interval(apart)) if any(apart) else "the same")
-            lines.append(f"| {system} | {name} | {cells[0]} | {cells[1] if name not in NO_MAP else 'no map'} |")
-    count = len(next(iter(next(iter(groups.values())).values())))
+            lines.append(f"| {system} | {name} | {len(apart)} | {cells[0]} | {cells[1] if name not in NO_MAP else 'no map'} |")
     return "\n".join(lines) + (
-        f"\n\n*95 % intervals over {count} pairs of category and seed, as if these were independent, so they are rather too narrow, and hold "
-        "for these two categories; 128 px.*"
+        "\n\n*95 % intervals over pairs of category and seed, as if these were independent, so they are rather too narrow, and hold for these "
+        "two categories; 128 px.*"
     )
+
+
+def alignment_said(groups: Mapping[str, Mapping[str, Sequence[Row]]], metric: str = "image_auroc") -> str:
+    """Return what alignment is worth on each category, in a sentence: it is made for parts that lie at any angle."""
+    whole, without = (values_of(groups["Focus Your Distribution"][name], metric) for name in ("image + features", "no alignment"))
+    told = []
+    for category in dict.fromkeys(key[1] for key in whole):
+        apart = [100 * (without[key] - whole[key]) for key in whole if key[1] == category]
+        told.append(f"{category} {shown(interval(apart))}")
+    return f"Focus Your Distribution without its alignment, {METRICS[metric]} in points, over seeds: {'; '.join(told)}. (`flange` lies at any angle, `terminal` never turns.)"
 
 
 def pooled_table(rows: Sequence[Row], folder: Path | None = None) -> str:
@@ -195,13 +204,13 @@ def pooled_table(rows: Sequence[Row], folder: Path | None = None) -> str:
         for metric in ("image_auroc", "pixel_auroc"):
             own = {k: v for k, v in values(rows, name, metric, data="embedded").items() if k[3] in seeds}
             all_ = {("embedded", *key[1:]): 100 * value for key, value in values_of(choose(pooled, method=name), metric).items()}
-            cells += [mean_std(own), mean_std(all_), shown(over_both(differences(all_, own)))]
+            cells += [mean_std(own), mean_std(all_), shown(over_categories(differences(all_, own)))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     (theirs,) = published.select(method="ReContrast (multi-class)", dataset="MVTec AD", category="mean", metric="image_auroc")
     alone = printed("ReContrast")["image_auroc"]
     return "\n".join(lines) + (
-        f"\n\n*Embedded synthetic data, Lite0 at 224 px, seeds {', '.join(map(str, seeds))}; differences with 95 % intervals for another category with "
-        f"another seed. Published of ReContrast (WRN-50, MVTec AD): {alone:.1f} one a category, {theirs.value:.1f} one for all "
+        f"\n\n*Embedded synthetic data, Lite0 at 224 px, seeds {', '.join(map(str, seeds))}; differences with 95 % intervals for another category "
+        f"with these seeds. Published of ReContrast (WRN-50, MVTec AD): {alone:.1f} one a category, {theirs.value:.1f} one for all "
         f"({' '.join(published.troubles([theirs])).rstrip('.')}).*"
     )
 
@@ -252,7 +261,7 @@ def report() -> str:
             difference_table(rows), "*95 % intervals for another category with another seed; bold where zero lies outside.*", verdict(rows, cost),
         ],
         "When to use which": [when_to_use(rows, cost)],
-        "What each idea is worth": [ablations_said(ablations()), settings_said()],
+        "What each idea is worth": [ablations_said(ablations()), settings_said(), alignment_said(ablations())],
         "SPADE's K": [spade_said(spade_by_k())],
         "One model for all categories": [pooled_table(rows)],
         "Into another domain": [transfer_table()],
@@ -261,9 +270,13 @@ def report() -> str:
     return "\n\n".join(f"### {title}\n\n" + "\n\n".join(texts) for title, texts in parts.items()) + "\n"
 
 
-def short_table() -> str:
-    """Return what README.md shows: one metric, the published one, what it costs, and who is better, from the committed files."""
-    rows, cost = read("systems"), costs()
+def short_table(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
+    """Return what fits on a slide, in Markdown: image AUROC, the published one, and what it costs.
+
+    Args:
+        rows: of the grid "systems".
+        cost: from `rcp.course.systems.costs`.
+    """
     lines = ["| system | idea | four synthetic categories | bottle and pill | published, 15 categories | fit, s | an image, ms | disk, MB |",
              "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name in (BASELINE, *NAMES):
@@ -272,14 +285,18 @@ def short_table() -> str:
         spent = [f"{one.fit_seconds:.1f}", f"{1000 * one.image_seconds:.0f}", f"{one.disk_bytes / 1e6:.1f}"]
         cells = [name, idea_of(name), *measured, f"{theirs:.1f}" if theirs else "–", *spent]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{compared(rows)}\n"
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="the table of README.md alone")
-    print(short_table() if parser.parse_args(arguments).short else report(), end="")
+    parser.add_argument("--short", action="store_true", help="what README.md shows")
+    if parser.parse_args(arguments).short:
+        rows = read("systems")
+        print(short_table(rows, costs()), compared(rows), sep="\n\n")
+    else:
+        print(report(), end="")
     return 0
 
 

@@ -191,20 +191,19 @@ class InCTRL(PixelDetector):
 
     @property
     def unit(self) -> str:
-        """What a patch's score counts."""
         return "½ (1 - cosine)" if self.options.patch else "image score"
 
     @property
+    def fewest(self) -> int:
+        return self.options.prompts
+
+    @property
     def finished(self) -> bool:
-        """Whether the pretraining was run to its end."""
-        if self.heads is None:
-            return False
-        history = self.heads.record["history"]
-        return not self.options.steps or (bool(history) and history[-1]["step"] == self.options.steps)
+        steps = self.options.steps
+        return self.heads is not None and (not steps or any(one.step == steps for one in self.history))
 
     @property
     def history(self) -> list[StepRecord]:
-        """How the pretraining went."""
         return [StepRecord(**one) for one in self.heads.record["history"]] if self.heads is not None else []
 
     def state_bytes(self, images: int, size: tuple[int, int]) -> int:

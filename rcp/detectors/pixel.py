@@ -151,6 +151,11 @@ class PixelDetector(Detector):
         return cls(features, options=cls.options_of(settings["options"]), seed=settings["seed"], device=device)
 
     @property
+    def fewest(self) -> int:
+        """How many good images a fit takes at least."""
+        return 1
+
+    @property
     def _way_to_calibrate(self) -> str:
         return "fit it on at least two images"
 

@@ -40,8 +40,7 @@ class UninformedStudentsOptions(TeacherOptions, TrainingOptions):
     """What can be chosen; all that `TeacherOptions` and `TrainingOptions` name, and
 
     Attributes:
-        fields: receptive fields p; the scores of several are averaged (paper: 17, 33 and 65). After so few steps the
-            largest finds most, on synthetic images of another seed than those that are reported (17 finds nothing there).
+        fields: receptive fields p; the scores of several are averaged (paper: 17, 33, 65; why 65 alone: REPRODUCIBILITY.md).
         students: M, networks a field.
         variance: whether the students' predictive variance counts; False leaves the regression error (an ablation).
     """
@@ -94,16 +93,13 @@ def predictive_variance(students: Tensor) -> Tensor:
 
 
 def anomaly_scores(target: Tensor, students: Tensor, scale: Tensor, variance: bool = True) -> Tensor:
-    """Return (e - e_μ)/e_σ + (v - v_μ)/v_σ.
+    """Return (e - e_μ)/e_σ + (v - v_μ)/v_σ: (b, H, W).
 
     Args:
         target: (b, d, H, W) the teacher's descriptors, standardised.
         students: (M, b, d, H, W).
         scale: (2, 2): e_μ, e_σ; v_μ, v_σ, of normal images.
         variance: False leaves the second term out.
-
-    Returns:
-        (b, H, W).
     """
     (e_mean, e_std), (v_mean, v_std) = scale
     scores = (regression_error(target, students) - e_mean) / e_std
@@ -114,11 +110,8 @@ def covered(pixels: Tensor, field: int) -> Tensor:
     """Return images reflected at their borders so that a network has a descriptor for every cell of 4 × 4 pixels.
 
     Args:
-        pixels: (b, 3, h, w).
+        pixels: (b, 3, h, w) → (b, 3, p + 4·(H-1), p + 4·(W-1)), H = ⌈h/4⌉ and W = ⌈w/4⌉.
         field: p.
-
-    Returns:
-        (b, 3, p + 4·(H-1), p + 4·(W-1)), H = ⌈h/4⌉ and W = ⌈w/4⌉.
     """
     sides = []
     for length in (pixels.shape[3], pixels.shape[2]):  # `pad` wants the last dimension first
@@ -153,22 +146,21 @@ class UninformedStudents(TrainedDetector):
 
     @property
     def unit(self) -> str:
-        """What a score counts, for the axes of figures."""
         return "error + variance, in normal deviations" if self.options.variance else "error, in normal deviations"
 
     def _learn(self, pixels: Tensor, held: Tensor, generator: torch.Generator) -> list[StepRecord]:
         o = self.options
         self.teachers = nn.ModuleDict({str(p): teacher(p, o, self.extractor) for p in o.fields})
         self.standard = {p: self._standard(pixels, p) for p in o.fields}
+        targets = {p: self._targets(pixels, p) for p in o.fields}
         self.students = self._new_students(generator)
 
         def step(indices: Tensor, number: int) -> dict[str, Tensor]:
             losses = {}
             for p in o.fields:
                 view = covered(self.extractor.normalised(pixels[indices]), p)
-                target = self._target(view, p)
-                of_p = enumerate(self.students[str(p)], 1)
-                losses |= {f"p{p}_student{i}": student_loss(student(view), target) for i, student in of_p}
+                target, nets = targets[p][indices].to(view.device), enumerate(self.students[str(p)], 1)
+                losses |= {f"p{p}_student{i}": student_loss(student(view), target) for i, student in nets}
             return losses | {"loss": sum(losses.values())}
 
         optimizer = torch.optim.Adam(self.students.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
@@ -200,6 +192,16 @@ class UninformedStudents(TrainedDetector):
         said = (self._said(part, field) for part in pixels.split(AT_A_TIME))
         pairs = (torch.stack([regression_error(y, s), predictive_variance(s)]).flatten(1) for y, s in said)
         return moments(pairs).to(self.extractor.device)
+
+    def _targets(self, pixels: Tensor, field: int) -> Tensor:
+        """(n, d, H, W): what the teacher says of every training image, asked once, as many at a time as a step has."""
+        kept, size = None, min(self.options.batch_size, len(pixels))
+        for at in [*range(0, len(pixels) - size, size), len(pixels) - size]:
+            some = slice(at, at + size)
+            part = self._target(covered(self.extractor.normalised(pixels[some]), field), field)
+            kept = self.limit.empty((len(pixels), *part.shape[1:])).values if kept is None else kept
+            kept[some] = part.to(kept.device)
+        return kept
 
     @torch.no_grad()
     def _target(self, view: Tensor, field: int) -> Tensor:
