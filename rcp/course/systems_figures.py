@@ -167,10 +167,11 @@ def cost_figure(rows: Sequence[Row], cost: Mapping[str, Cost]) -> Figure:
     for axes, title, of in (
         (left, "an image, ms", lambda one: 1000 * one.image_seconds), (right, "fit, s", lambda one: one.fit_seconds),
     ):  # fmt: skip
-        for name in NAMES:
-            x, y = of(cost[name]), statistics.fmean(values(rows, name, "image_auroc").values())
+        points = {name: (of(cost[name]), statistics.fmean(values(rows, name, "image_auroc").values())) for name in NAMES}
+        for name, (x, y) in points.items():
             axes.plot(x, y, "o", ms=11, color=COLOURS[idea_of(name)])
-            axes.annotate(SHORT.get(name, name), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=SMALL)
+            under = any(y < b + 1e-9 < y + 3 and x / 2 < a < 2 * x for other, (a, b) in points.items() if other != name)
+            axes.annotate(SHORT.get(name, name), (x, y), xytext=(7, -17 if under else 5), textcoords="offset points", fontsize=SMALL)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xlim(low / 1.2, high * 2.2)
