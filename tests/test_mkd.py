@@ -319,6 +319,16 @@ def test_guided_cuts_in_both_networks(fitted, category, monkeypatch):
     assert seen == [fitted.extractor.model, fitted.cloner]
 
 
+def test_the_same_seed_gives_the_same_and_another_another_and_torchs_own_generator_rests(tiny, fitted, category):
+    state = torch.random.get_rng_state()
+    options = replace(SHORT, steps=6, gradient="smoothgrad")
+    first, again, later = (MKD(tiny_levels(tiny), options=options, seed=s, device="cpu").fit(category.train) for s in (0, 0, 1))
+    scores = [one.score(category.test.paths[:2]) for one in (first, again, later)]
+    assert torch.equal(scores[0].patch_scores, scores[1].patch_scores)
+    assert not torch.equal(scores[0].image_scores, scores[2].image_scores)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_a_saved_detector_comes_back_to_the_bit(fitted, category, tmp_path):
     folder = fitted.save(tmp_path / "model")
     loaded = rcp.load(folder, device="cpu")
@@ -330,6 +340,22 @@ def test_a_saved_detector_comes_back_to_the_bit(fitted, category, tmp_path):
     rcp.modelfile.write_model(folder, replace(file, tensors=file.tensors | {"cloner.critical.0.bias": torch.zeros(3)}))
     with pytest.raises(ValueError, match="the tensor 'cloner.critical.0.bias' should be"):
         rcp.load(folder, device="cpu")
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tiny, category, tmp_path):
+    file, options = tmp_path / "training.safetensors", replace(SHORT, steps=10)
+
+    def stop(record):
+        if record.step == 4:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        MKD(tiny_levels(tiny), options=options, device="cpu").fit(category.train, callbacks=[stop], checkpoint=file)
+    resumed = MKD(tiny_levels(tiny), options=options, device="cpu").fit(category.train, checkpoint=file)
+    whole = MKD(tiny_levels(tiny), options=options, device="cpu").fit(category.train)
+    for name, tensor in whole.cloner.state_dict().items():
+        assert torch.equal(tensor, resumed.cloner.state_dict()[name])
+    assert torch.equal(whole.score(category.test).image_scores, resumed.score(category.test).image_scores)
 
 
 def test_source_maps_in_a_mapped_file_serve_as_well(fitted, category, tmp_path, monkeypatch):
@@ -367,3 +393,8 @@ def test_a_backbone_in_bfloat16_gives_gradients_too(fitted, category):
 def test_options_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         MKDOptions(**wrong)
+
+
+def test_before_fit_it_says_what_is_missing(tiny, category):
+    with pytest.raises(RuntimeError, match="this MKD has no trained network yet"):
+        MKD(tiny_levels(tiny), device="cpu").score(category.test)

@@ -212,6 +212,12 @@ def test_the_detector_equals_the_loop(fitted, category, photos):
     np.testing.assert_allclose(found, by_hand(rows, queries, 0.01), rtol=1e-3)
 
 
+def test_an_image_scores_alone_what_it_scores_among_others(fitted, photos):
+    together = fitted.score(photos)
+    alone = fitted.score(photos[3:4])
+    torch.testing.assert_close(alone.patch_scores[0], together.patch_scores[3], rtol=1e-4, atol=1e-4)
+
+
 def test_held_out_normals_are_what_a_detector_fitted_without_them_says(fitted, fine, category):
     paths = list(category.train.paths)
     assert len(fitted.normal_scores().image_scores) == 8
@@ -308,6 +314,11 @@ def test_two_images_give_no_threshold_and_one_no_gaussian(fine, photos):
         pair.threshold()
     with pytest.raises(ValueError, match="PaDiM needs at least 2 good images: one has no covariance"):
         made(fine).fit(photos[:1])
+
+
+def test_it_says_so_before_it_is_fitted(fine, photos):
+    with pytest.raises(RuntimeError, match="this PaDiM has no Gaussians yet"):
+        made(fine).score(photos)
 
 
 @pytest.mark.parametrize("name", ["chosen", "mean", "factor"])

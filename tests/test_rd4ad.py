@@ -225,12 +225,58 @@ def test_scores_are_the_map_of_encoder_and_decoder_and_the_largest_value_of_the_
     assert (scores.image_scores < scores.patch_scores.flatten(1).amax(1)).all()
 
 
+def test_an_image_alone_scores_as_in_company(fitted, photos):
+    scores = fitted.score(photos)
+    for i in (0, 5):
+        alone = fitted.score([photos[i]])
+        torch.testing.assert_close(alone.patch_scores[0], scores.patch_scores[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone.image_scores[0], scores.image_scores[i], atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_network_another_seed_another_and_torchs_own_generator_stays(three, category):
+    short, state = replace(FEW, steps=2), torch.random.get_rng_state()
+    one, again, other = (
+        RD4AD(three, options=short, seed=seed, device="cpu").fit(category.train).score(category.test).patch_scores
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_saved_detector_comes_back(fitted, photos, tmp_path):
+    folder = fitted.save(tmp_path / "model")
+    state = torch.random.get_rng_state()
+    loaded = rcp.load(folder, device="cpu")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert isinstance(loaded, RD4AD) and loaded.settings() == fitted.settings() and loaded.history == fitted.history
+    assert torch.equal(loaded.score(photos).patch_scores, fitted.score(photos).patch_scores)
+    assert loaded.threshold(0.5) == fitted.threshold(0.5) and loaded.finished
+    assert loaded.state_bytes(8, (64, 96)) == sum(t.numel() * t.element_size() for t in fitted._state().values())
+
+
 def test_a_saved_network_of_another_shape_than_the_settings_say_is_refused(fitted, tmp_path):
     folder = fitted.save(tmp_path / "model")
     file = rcp.modelfile.read_model(folder)
     rcp.modelfile.write_model(folder, replace(file, tensors=file.tensors | {"network.heads.0.0.bias": torch.zeros(3)}))
     with pytest.raises(ValueError, match=r"the tensor 'network.heads.0.0.bias' should be \(24,\)"):
         rcp.load(folder, device="cpu")
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_network(three, category, tmp_path):
+    options = replace(FEW, steps=4)
+
+    def fit(**more) -> RD4AD:
+        return RD4AD(three, options=options, device="cpu").fit(category.train, **more)
+
+    def kill(record):
+        if record.step == 2:
+            raise RuntimeError("killed")
+
+    whole = fit()
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(checkpoint=tmp_path / "state", callbacks=[kill])
+    resumed = fit(checkpoint=tmp_path / "state")
+    assert torch.equal(whole.score(category.test).patch_scores, resumed.score(category.test).patch_scores)
 
 
 def test_images_of_a_size_that_no_stride_divides_do_as_well(three, photos):

@@ -247,6 +247,14 @@ def test_the_scores_sum_the_maps_of_both_views(fitted, photos):
     torch.testing.assert_close(scores.image_scores, scores.maps.flatten(1).amax(1))
 
 
+def test_an_image_alone_scores_as_in_company(fitted, photos):
+    scores = fitted.score(photos)
+    for i in (0, 5):
+        alone = fitted.score([photos[i]])
+        torch.testing.assert_close(alone.patch_scores[0], scores.patch_scores[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone.image_scores[0], scores.image_scores[i], atol=1e-4, rtol=1e-4)
+
+
 def test_one_model_for_two_categories(three, category, tmp_path):
     def negative(paths):
         """A second category: the pictures of the first, inverted."""
@@ -265,6 +273,16 @@ def test_one_model_for_two_categories(three, category, tmp_path):
         assert float(scores[labels == 1].min()) > 1.2 * float(scores[labels == 0].max())
 
 
+def test_the_same_seed_gives_the_same_network_another_seed_another_and_torchs_own_generator_stays(three, category):
+    short, before = replace(FEW, steps=2), torch.random.get_rng_state()
+    one, again, other = (
+        ReContrast(three, options=short, seed=seed, device="cpu").fit(category.train).score(category.test).patch_scores
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 @pytest.mark.parametrize("switches", [{"batch_statistics": True}, ALONE, RD])
 def test_a_saved_detector_comes_back_whatever_it_consists_of(three, category, tmp_path, switches):
     detector = ReContrast(three, options=replace(FEW, steps=1, **switches), device="cpu").fit(category.train)
@@ -273,6 +291,23 @@ def test_a_saved_detector_comes_back_whatever_it_consists_of(three, category, tm
     assert torch.equal(loaded.score(category.test).patch_scores, detector.score(category.test).patch_scores)
     size = sum(t.numel() * t.element_size() for t in detector._state().values())
     assert loaded.state_bytes(8, (64, 96)) == size
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_networks(three, category, tmp_path):
+    options = replace(FEW, steps=4)
+
+    def fit(**more) -> ReContrast:
+        return ReContrast(three, options=options, device="cpu").fit(category.train, **more)
+
+    def kill(record):
+        if record.step == 2:
+            raise RuntimeError("killed")
+
+    whole = fit()
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(checkpoint=tmp_path / "state", callbacks=[kill])
+    resumed = fit(checkpoint=tmp_path / "state")
+    assert torch.equal(whole.score(category.test).patch_scores, resumed.score(category.test).patch_scores)
 
 
 def test_images_of_a_size_that_no_stride_divides_do_as_well_and_one_image_is_a_batch(three, photos):

@@ -219,6 +219,13 @@ def test_what_k_does_is_had_without_the_pixels(fitted, category, monkeypatch):
     assert torch.equal(one, distances.amin(1)) and (many > three).all()
 
 
+def test_an_image_scores_alone_what_it_scores_among_others(fitted, photos):
+    together = fitted.score(photos)
+    alone = fitted.score(photos[3:4])
+    torch.testing.assert_close(alone.image_scores[0], together.image_scores[3], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alone.patch_scores[0], together.patch_scores[3], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("neighbours", [3, 50])
 def test_held_out_normals_are_what_a_detector_fitted_without_them_says(deep, category, neighbours):
     options, paths = replace(FEW, neighbours=neighbours), list(category.train.paths)
@@ -289,6 +296,11 @@ def test_a_damaged_file_is_refused(fitted, tmp_path, name):
 def test_a_grid_that_the_pyramid_lacks_is_refused(deep, photos):
     with pytest.raises(ValueError, match="grid names one of the pyramid's 3 maps, from 1; got 4"):
         made(deep, replace(FEW, grid=4)).fit(photos)
+
+
+def test_it_says_so_before_it_is_fitted(deep, photos):
+    with pytest.raises(RuntimeError, match="this SPADE has no gallery of good images yet"):
+        made(deep).image_distances(photos)
 
 
 @pytest.mark.parametrize(

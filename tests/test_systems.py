@@ -229,10 +229,15 @@ def test_a_training_tells_its_history_and_goes_on_from_its_checkpoint(kind, phot
 
     with pytest.raises(RuntimeError, match="killed"):
         made(kind, category).fit(photos, callbacks=[kill], checkpoint=file)
+    assert list(tmp_path.glob(f"{file.name}*"))
     again = made(kind, category).fit(photos, callbacks=[told.append], checkpoint=file)
     whole = fitted[kind].history
     assert [one.step for one in again.history] == [one.step for one in whole] and [one.losses for one in again.history] == [one.losses for one in whole]
     assert told == list(again.history)[1:] and again.finished  # what was done before is not done again
+    finished = made(kind, category).fit(photos, checkpoint=file)
+    assert list(finished.history) == list(again.history)
+    unbroken = []
+    assert list(made(kind, category).fit(photos, callbacks=[unbroken.append]).history) == unbroken
     assert torch.equal(again.score(photos).patch_scores, fitted[kind].score(photos).patch_scores)
     with pytest.raises(ValueError, match="belongs to a training with other settings"):
         made(kind, category, seed=1).fit(photos, checkpoint=file)
