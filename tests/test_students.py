@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ from rcp.detectors.students_teacher import (
     triplet_losses,
 )
 from rcp.features import PatchExtractor
+from rcp.pixels import load_pixels
 
 SMALL = UninformedStudentsOptions(
     fields=(17,), dimension=6, width=8, crops=40, side=32, teacher_steps=12, teacher_batch=16, steps=14, batch_size=3,
@@ -415,6 +417,17 @@ def test_both_terms_are_normalised_by_held_out_images(fitted, category):
     only = UninformedStudents(fitted.features, options=replace(SMALL, variance=False), device="cpu")
     only._take(rcp.modelfile.ModelFile("students", {"history": []}, {}, {}, fitted._state()))
     assert float(only._score(held)[1].std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 20])
+def test_the_teacher_is_asked_once_an_image_and_says_what_it_says_in_a_step(fitted, category, batch):
+    pixels = load_pixels(category.train, fitted.features.geometry).values
+    twin = copy.copy(fitted)
+    twin.options = replace(fitted.options, batch_size=batch)
+    kept = twin._targets(pixels, 17)
+    for i, pixel in enumerate(pixels):
+        expected = fitted._target(covered(fitted.extractor.normalised(pixel[None]), 17), 17)[0]
+        torch.testing.assert_close(kept[i], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_option_variance_switches_the_term_off_and_nothing_else(fitted, category):
