@@ -90,7 +90,32 @@ def test_differences_are_paired_and_bold_where_they_are_clear(rows):
     assert "PatchCore" not in found and found["SPADE"].mean == pytest.approx(100 * (LEVEL["SPADE"] - LEVEL["PatchCore"]))
     table = lesson.difference_table(rows)
     assert "| SPADE | **−4.00" in table and "PatchCore |" not in table
-    assert lesson.margin_over_baseline(rows)["PatchCore"] == pytest.approx(35)
+    assert lesson.below_baseline(rows) == {} and "Below brightness alone: none anywhere." in words.compared(rows)
+    dark = [one for one in rows if (one.method, one.category) != ("SPADE", "pill")] + [row("mvtec", "pill", "SPADE", s, 0.5) for s in (0, 1)]
+    assert lesson.below_baseline(dark) == {"SPADE": ["pill"]} and "Below brightness alone: SPADE on pill." in words.compared(dark)
+
+
+def test_the_two_kinds_of_intervals_are_told_apart(rows):
+    wide = [row("embedded", c, m, s, 0.8 - 0.1 * (m == "SPADE") + 0.04 * s * (m == "SPADE")) for c in "abcdef" for s in (0, 1) for m in lesson.NAMES if m != "InCTRL"]
+    wide += [row("embedded", c, "InCTRL", s, 0.8, {lesson.PROMPTS: 8}) for c in "abcdef" for s in (0, 1)]
+    wide += [row("embedded", c, lesson.BASELINE, s, 0.5) for c in "abcdef" for s in (0, 1)]
+    first, _, second = words.compared(wide).partition("For another category with these seeds")
+    assert "clearly worse: none" in first and "which 2 seeds make cautious" in first and "clearly worse: 1 (SPADE)" in second
+
+
+def test_what_is_known_of_published_numbers_is_told_once_with_all_whom_it_touches():
+    lines = lesson.troubles_told().splitlines()
+    assert len(set(line.partition(": ")[2] for line in lines)) == len(lines)
+    assert any(line.startswith("* SPADE: ") and "K = 50" in line for line in lines)
+    assert any(line.startswith("* PatchCore, SPADE, PaDiM") and "PRO" in line for line in lines)
+
+
+def test_cheap_systems_are_chosen_among_those_near_the_best(rows, cost):
+    near = [name for name in lesson.useful(rows) if abs(LEVEL[name] - LEVEL["PatchCore"] + lesson.NEAR / 100) > 1e-9]  # but at the limit itself
+    assert near == [name for name in lesson.NAMES if LEVEL[name] > LEVEL["PatchCore"] - lesson.NEAR / 100 + 1e-9]
+    late = cost | {"PatchCore": lesson.Cost(1.0, 0.01, 1e9, 1e6, 99.0)}
+    assert "| a short set-up | ReConPatch |" in lesson.when_to_use(rows, late) and lesson.fit_told(late["PatchCore"]) == "1.0 + 99.0"
+    assert lesson.fit_told(cost["SPADE"]) == f"{cost['SPADE'].fit_seconds:.1f}"
 
 
 def test_advice_names_who_leads(rows, cost):
@@ -191,6 +216,12 @@ def test_maps_are_measured_kept_small_and_drawn(monkeypatch, tmp_path):
     assert np.array(content["systems"]["PaDiM"]["maps"]).shape == (5, 28, 28)
     figure = pictures.maps_figure(content, category, 0)
     assert [text.get_text() for text in figure.axes[0].texts] == ["crack", "histogram", "PaDiM"]
+    board, wide, gap = figure.axes[0].images[0].get_array(), 224, pictures.GAP
+    assert (board == pictures.CONTOUR.astype(np.uint8)).all(2).any() and len(figure.axes[0].images) == 1
+    content["systems"]["PaDiM"]["maps"][1] = [[1e9] * 14 + [-1e9] * 14] * 28  # beyond both ends of the scale; a good image has no outline
+    part = pictures.maps_figure(content, category, 1).axes[0].images[0].get_array()[2 * gap : 2 * gap + wide, 2 * (wide + gap) :][:, :wide]
+    ends = [tuple(pictures.HEAT(end, bytes=True)[:3]) for end in (1.0, 0.0)]
+    assert [tuple(part[100, x]) for x in (20, 200)] == ends
     changes(pictures.explore_maps(content, category), which=0)
 
 
@@ -202,7 +233,7 @@ def test_spades_k_is_measured_as_its_options_would(tmp_path):
     assert found["3"] == rcp.evaluate(one, category.test).metrics["image_auroc"] and list(found) == [str(k) for k in measuring.KS]
 
 
-@pytest.mark.parametrize(("page", "arguments"), [("REPRODUCIBILITY.md", []), ("README.md", ["--short"])])
+@pytest.mark.parametrize(("page", "arguments"), [("REPRODUCIBILITY.md", []), ("README.md", ["--short"]), ("BENCHMARKS.md", ["--costs"])])
 def test_the_pages_show_what_the_command_prints(page, arguments, capsys):
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     shown = text.partition("<!-- systems -->\n")[2].partition("<!-- end of systems -->")[0]
@@ -217,3 +248,5 @@ def test_every_system_was_measured_on_every_category_and_seed_and_beats_brightne
         apart = {key: value - kept[lesson.BASELINE][key] for key, value in kept[name].items() if key[0] == "embedded"}
         by_category = [statistics.fmean(v for key, v in apart.items() if key[1] == category) for category in synthetic.CATEGORIES]
         assert statistics.fmean(by_category) > 8 and max(by_category) > 20, f"{name}: {by_category}"
+        over_chance = {key: kept[name][key] - max(50, kept[lesson.BASELINE][key]) for key in apart}  # on `terminal` brightness lies below chance
+        assert max(statistics.fmean(v for key, v in over_chance.items() if key[1] == c) for c in synthetic.CATEGORIES) > 10, name

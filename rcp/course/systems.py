@@ -14,7 +14,7 @@ from pathlib import Path
 from rcp import published
 from rcp.course import results_folder
 from rcp.experiments.collection import Row, read_rows
-from rcp.experiments.summary import Interval, choose, differences, over_both, over_categories, values_of
+from rcp.experiments.summary import Interval, by_category, choose, differences, over_both, over_categories, values_of
 from rcp.files import read_json
 from rcp.published import Number
 from rcp.reproduce.systems import METRICS, PUBLISHED
@@ -183,8 +183,7 @@ def side_by_side(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
         theirs = printed(name)
         cells += [f"{theirs[key]:.1f}" if key in theirs else "–" for key in ("image_auroc", "pixel_auroc", "aupro")]
         one = cost[name]
-        before = f" + {one.pretraining_seconds:.1f}" if one.pretraining_seconds else ""
-        cells += [f"{one.fit_seconds:.1f}{before}", f"{1000 * one.image_seconds:.0f}", f"{one.peak_bytes / 1e9:.2f}", f"{one.disk_bytes / 1e6:.2f}"]
+        cells += [fit_told(one), f"{1000 * one.image_seconds:.0f}", f"{one.peak_bytes / 1e9:.2f}", f"{one.disk_bytes / 1e6:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -279,8 +278,17 @@ def useful(rows: Sequence[Row]) -> list[str]:
     return [name for name, mean in means.items() if mean >= max(means.values()) - NEAR]
 
 
-def margin_over_baseline(rows: Sequence[Row]) -> dict[str, float]:
-    """Return by how many points of mean image AUROC each system beats the brightness histogram."""
-    base = statistics.fmean(values(rows, BASELINE, "image_auroc").values())
-    return {name: statistics.fmean(values(rows, name, "image_auroc").values()) - base for name in NAMES}
+def below_baseline(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return where a system's image AUROC, mean of the seeds, lies below that of brightness alone: system → categories."""
+    found: dict[str, list[str]] = {}
+    base = values(rows, BASELINE, "image_auroc")
+    for name in NAMES:
+        for (data, category, *_), one in by_category(differences(values(rows, name, "image_auroc"), base)).items():
+            if one.mean < 0:
+                found.setdefault(name, []).append(category)
+    return found
 
+
+def fit_told(cost: Cost) -> str:
+    """Return "1.2 + 6.0": seconds to fit, and those that a generalist has learned before, if it has."""
+    return f"{cost.fit_seconds:.1f}" + (f" + {cost.pretraining_seconds:.1f}" if cost.pretraining_seconds else "")

@@ -2,6 +2,7 @@
 
     python -m rcp.course.systems_words             prints what REPRODUCIBILITY.md tells of the other systems
     python -m rcp.course.systems_words --short     prints what README.md shows
+    python -m rcp.course.systems_words --costs     prints what BENCHMARKS.md shows
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from rcp.course.systems import (
     NAMES,
     Cost,
     against,
+    below_baseline,
     cost_words,
     costs,
     difference_table,
+    fit_told,
     idea_of,
     mean_std,
     printed,
@@ -111,10 +114,12 @@ def compared(rows: Sequence[Row]) -> str:
     seeds = len({row.seed for row in rows})
     better, worse, rest = _clear(both)
     surely, surely_not, _ = _clear(categories)
+    below = "; ".join(f"{name} on {', '.join(places)}" for name, places in below_baseline(rows).items())
     return (
         f"Of {len(both)} systems, clearly better than PatchCore in image AUROC: {_listed(better)}; clearly worse: {_listed(worse)}; not to be "
         f"told with these categories and seeds: {_listed(rest)}. That is by 95 % intervals for another category with another seed, which {seeds} seeds "
-        f"make cautious. For another category with these seeds, clearly better: {_listed(surely)}; clearly worse: {_listed(surely_not)}."
+        f"make cautious. For another category with these seeds, clearly better: {_listed(surely)}; clearly worse: {_listed(surely_not)}. "
+        f"Below brightness alone: {below or 'none anywhere'}."
     )
 
 
@@ -282,9 +287,22 @@ def short_table(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
     for name in (BASELINE, *NAMES):
         measured = [mean_std(values(rows, name, "image_auroc", data=data)) for data in ("embedded", "mvtec")]
         theirs, one = printed(name).get("image_auroc"), cost[name]
-        spent = [f"{one.fit_seconds:.1f}", f"{1000 * one.image_seconds:.0f}", f"{one.disk_bytes / 1e6:.1f}"]
+        spent = [fit_told(one), f"{1000 * one.image_seconds:.0f}", f"{one.disk_bytes / 1e6:.1f}"]
         cells = [name, idea_of(name), *measured, f"{theirs:.1f}" if theirs else "–", *spent]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(cost: Mapping[str, Cost]) -> str:
+    """Return what BENCHMARKS.md shows, in Markdown: what each system costs.
+
+    Args:
+        cost: from `rcp.course.systems.costs`.
+    """
+    lines = ["| system | fit, s | an image, ms | peak, GB | disk, MB |", "|---|---:|---:|---:|---:|"]
+    for name in (BASELINE, *NAMES):
+        one = cost[name]
+        lines.append(f"| {name} | {fit_told(one)} | {1000 * one.image_seconds:.1f} | {one.peak_bytes / 1e9:.2f} | {one.disk_bytes / 1e6:.2f} |")
     return "\n".join(lines)
 
 
@@ -292,7 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="what README.md shows")
-    if parser.parse_args(arguments).short:
+    parser.add_argument("--costs", action="store_true", help="what BENCHMARKS.md shows")
+    given = parser.parse_args(arguments)
+    if given.costs:
+        print(cost_table(costs()))
+    elif given.short:
         rows = read("systems")
         print(short_table(rows, costs()), compared(rows), sep="\n\n")
     else:
