@@ -220,6 +220,10 @@ def test_maps_are_measured_kept_small_and_drawn(monkeypatch, tmp_path):
     assert (board == pictures.CONTOUR.astype(np.uint8)).all(2).any() and len(figure.axes[0].images) == 1
     content["systems"]["PaDiM"]["maps"][1] = [[1e9] * 14 + [-1e9] * 14] * 28  # beyond both ends of the scale; a good image has no outline
     part = pictures.maps_figure(content, category, 1).axes[0].images[0].get_array()[2 * gap : 2 * gap + wide, 2 * (wide + gap) :][:, :wide]
+    low, top = content["systems"]["PaDiM"]["limits"]
+    content["systems"]["PaDiM"]["maps"][1] = [[(low + top) / 2] * 28] * 28
+    middle = pictures.maps_figure(content, category, 1).axes[0].images[0].get_array()[150, 2 * (wide + gap) + 100]
+    assert np.abs(middle.astype(int) - np.array(pictures.HEAT(0.5, bytes=True)[:3])).max() <= 3
     ends = [tuple(pictures.HEAT(end, bytes=True)[:3]) for end in (1.0, 0.0)]
     assert [tuple(part[100, x]) for x in (20, 200)] == ends
     changes(pictures.explore_maps(content, category), which=0)

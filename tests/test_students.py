@@ -419,6 +419,16 @@ def test_both_terms_are_normalised_by_held_out_images(fitted, category):
     assert float(only._score(held)[1].std(correction=0)) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_step_compares_every_image_with_what_the_teacher_says_of_it(tiny, category, monkeypatch):
+    views, seen = [], []
+    monkeypatch.setattr("rcp.detectors.students.covered", lambda pixels, field: views.append(covered(pixels, field)) or views[-1])
+    monkeypatch.setattr("rcp.detectors.students.student_loss", lambda said, y: seen.append((views[-1], y)) or student_loss(said, y))
+    detector = UninformedStudents(tiny, options=replace(SMALL, steps=3), device="cpu").fit(category.train)
+    assert len(seen) == 3 * SMALL.students
+    for view, target in seen:
+        torch.testing.assert_close(target, detector._target(view, 17), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 20])
 def test_the_teacher_is_asked_once_an_image_and_says_what_it_says_in_a_step(fitted, category, batch):
     pixels = load_pixels(category.train, fitted.features.geometry).values

@@ -276,6 +276,8 @@ def test_a_cost_is_predicted_also_where_many_prompts_are_needed(category, photos
     for prompts in (2, 5, 7):
         found = estimate(made("inctrl", category, prompts=prompts), category.train, category.test)
         assert found.images == len(category.train) and found.seconds["training"] >= 0
+    twice = Split("train", category.train.root, tuple(category.train) * 2)
+    assert estimate(made("inctrl", category, prompts=len(category.train) + 2), twice).images == len(twice)
     with pytest.raises(ValueError, match="9 prompts need at least as many good images, got"):
         estimate(made("inctrl", category, prompts=9), category.train)
 
