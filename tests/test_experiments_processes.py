@@ -109,6 +109,38 @@ def test_an_interruption_ends_the_workers_at_once(root, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+ALONE = """
+import multiprocessing, signal, sys
+from rcp.experiments import processes
+
+def serve(run, tasks, do):
+    tasks.recv()
+    tasks.send(signal.pthread_sigmask(signal.SIG_BLOCK, []))  # before it has done anything about signals itself
+
+if __name__ == "__main__":
+    processes._serve = serve
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    for which in range(2):
+        worker = processes._Worker(context, here, print)
+        worker.take(processes.Task(None))
+        assert worker.process.is_alive() and worker.pipe.poll(60)
+        assert signal.SIGINT in worker.answer(), f"worker {which} hears Ctrl-C while it starts"
+        worker.pipe.close()
+        worker.process.join()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "the run itself has gone deaf"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_no_worker_hears_of_an_interruption_from_its_first_line_on(tmp_path):
+    """In a process of its own: the first worker of a process is started beside multiprocessing's resource tracker."""
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # A worker dies
 
 
