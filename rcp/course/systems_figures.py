@@ -251,14 +251,14 @@ def shots_figure(rows: Sequence[Row], metric: str = "image_auroc") -> Figure:
         lines = [[100 * r.metrics[metric] for r in choose(rows, method="InCTRL", varied={PROMPTS: k})
                   if (r.data, r.category) == (data, category)] for k in SHOTS]  # fmt: skip
         axes.errorbar(
-            [k * 1.04 ** (i - 2) for k in SHOTS], [statistics.fmean(own) for own in lines],
+            [k * 1.035 ** (i - (len(categories) - 1) / 2) for k in SHOTS], [statistics.fmean(own) for own in lines],
             [statistics.stdev(own) if len(own) > 1 else 0 for own in lines],
             fmt=f"{MARKS[i]}-", color=OF_CATEGORIES[i], lw=2, ms=8, capsize=4, label=_called(data, category),
         )  # fmt: skip
         theirs = [100 * r.metrics[metric] for r in choose(rows, method="PatchCore") if (r.data, r.category) == (data, category)]
-        axes.plot([9.2, 11], [statistics.fmean(theirs)] * 2, "--", color=OF_CATEGORIES[i], lw=3)
+        axes.plot([9.5, 11.5], [statistics.fmean(theirs)] * 2, "--", color=OF_CATEGORIES[i], lw=3)
     axes.set_xscale("log")
-    axes.set_xticks([*SHOTS, 10], ["2", "4", "8", "PatchCore,\nall images"])
+    axes.set_xticks([*SHOTS, 10.45], ["2", "4", "8", "PatchCore,\nall images"])
     axes.minorticks_off()
     axes.set_xlabel("InCTRL: good images of the category (prompts)", fontsize=plots.TYPE - 1)
     axes.set_ylabel(f"{METRICS[metric]}, %", fontsize=plots.TYPE)
