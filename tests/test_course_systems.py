@@ -107,7 +107,7 @@ def test_the_two_kinds_of_intervals_are_told_apart(rows):
 def test_what_is_known_of_published_numbers_is_told_once_with_all_whom_it_touches():
     lines = lesson.troubles_told().splitlines()
     assert len(set(line.partition(": ")[2] for line in lines)) == len(lines)
-    assert any(line.startswith("* SPADE: ") and "K = 50" in line for line in lines)
+    assert any(line.startswith("* SPADE: ") and "K=50" in line for line in lines)
     assert any(line.startswith("* PatchCore, SPADE, PaDiM") and "PRO" in line for line in lines)
 
 
