@@ -78,6 +78,10 @@ def _detector(given: argparse.Namespace, category: data.Category) -> Detector:
     if given.detector in SYSTEMS:
         _no_effect([*options.training_choices(given), *options.bank_choices(given), *(["variant"] if given.variant else [])],
                    f"{given.detector} has options of its own: --set NAME=VALUE")  # fmt: skip
+        for name in SYSTEMS[given.detector].unused:
+            if getattr(given, name, None) is not None:
+                _no_effect([name], f"{SYSTEMS[given.detector].__name__} has no use for it")
+                setattr(given, name, None)
         features, chosen = options.system(given)
         detector = SYSTEMS[given.detector](features, options=chosen, **common)
         if given.detector == "inctrl":

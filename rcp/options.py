@@ -13,8 +13,8 @@ from rcp.bench import SUITES
 from rcp.detectors import PAPERS, SYSTEMS
 from rcp.detectors.patchcore import VARIANTS
 from rcp.evaluation import PROTOCOLS
+from rcp.exact import exact
 from rcp.experiments.command import add_options as experiments_options
-from rcp.experiments.exact import exact
 from rcp.features import STORED
 from rcp.memory import SEARCHES
 from rcp.reproduce.command import add_options as reproduce_options

@@ -11,7 +11,7 @@ from small_grid import TINY, TRAINING, grid, toml
 import rcp
 from rcp.experiments import Cell, Data, Grid, Method, read_grid
 from rcp.experiments.command import GRIDS
-from rcp.experiments.exact import exact
+from rcp.exact import exact
 from rcp.quality import BLUR, Quality
 
 

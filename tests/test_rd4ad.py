@@ -160,7 +160,7 @@ def test_blocks_and_squeeze_change_the_network_as_they_say():
 
     plain = count()
     assert count(blocks=(2, 1, 1)) > count(blocks=(1, 1, 2)) > plain  # the coarsest first: it is the widest
-    assert count(embedding_blocks=2) > plain > count(squeeze=0.5)
+    assert count(embedding_blocks=2) > plain > count(squeeze=0.1)
     with pytest.raises(ValueError, match="blocks needs a number for each of the 3 levels"):
         network(RD4ADOptions(blocks=(1, 1)))
 

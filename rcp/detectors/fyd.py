@@ -75,6 +75,7 @@ class FocusYourDistribution(TrainedDetector):
     Options = FocusYourDistributionOptions
     levels = (1, 2, 3)
     missing = "Gaussians"
+    unused = ("merge", "pooled_width", "stored")
 
     mean: Tensor | None = None  # (H, W, d)
     factor: Tensor | None = None  # (H, W, d, d)
@@ -82,8 +83,6 @@ class FocusYourDistribution(TrainedDetector):
     def _learn(self, pixels: Tensor, held: Tensor, generator: torch.Generator) -> list[StepRecord]:
         if len(pixels) < 2:
             raise ValueError(f"FocusYourDistribution needs at least 2 images to train on, got {len(pixels)}")
-        if self.features.merge != "concat":
-            raise ValueError("FocusYourDistribution joins levels as they are: take merge='concat'")
         self.chosen = torch.randperm(self.extractor.width, generator=torch.Generator().manual_seed(self.seed))
         self.chosen = self.chosen[: self._width].sort().values.to(self.extractor.device)  # (d,): the channels that PaDiM draws
         self._build(generator)

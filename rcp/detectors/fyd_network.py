@@ -131,7 +131,7 @@ class Focused(nn.Module):
         self.size = (0, 0)
         self.aligners = nn.ModuleList(Localisation(c, limits) for c in backbone.channels if limits is not None)
         for aligner, name in zip(self.aligners, extractor.model.feature_info.module_name(), strict=False):
-            self.backbone.get_submodule(name).register_forward_hook(self._align(aligner))
+            _stage(self.backbone, name).register_forward_hook(self._align(aligner))
 
     def train(self, mode: bool = True) -> Focused:
         """Train the new layers; BatchNorm of the backbone keeps its statistics."""
@@ -154,6 +154,15 @@ class Focused(nn.Module):
             return out.permute(0, 2, 3, 1) if last else out
 
         return hook
+
+
+def _stage(network: nn.Module, name: str) -> nn.Module:
+    """The module whose output is a map; timm writes the dots of its name as _ where it has taken the network apart."""
+    modules = dict(network.named_modules())
+    found = modules.get(name, modules.get(name.replace(".", "_")))
+    if found is None:
+        raise ValueError(f"this backbone has no stage {name} to align features after: take alignment='image'")
+    return found
 
 
 def project(channels: int) -> nn.Sequential:

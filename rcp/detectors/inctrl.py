@@ -53,6 +53,7 @@ class InCTRL(PixelDetector):
     missing = "prompts"
     levels = (2, 3, 4)
     Options = InCTRLOptions
+    unused = ("merge", "pooled_width", "stored")
 
     def __init__(
         self,
@@ -165,6 +166,10 @@ class InCTRL(PixelDetector):
         self.heads.to(self.extractor.device)
         self.prompts, self.embeddings = self._features(pixels[order[:k]])
         return self._scores_of(pixels[order[k : k + self.options.calibration].sort().values])
+
+    @property
+    def _way_to_calibrate(self) -> str:
+        return "fit it on more images than it takes as prompts, with calibration above 0"
 
     @torch.no_grad()
     def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:

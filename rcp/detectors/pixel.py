@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rcp.calibration import Calibration
 from rcp.detectors.face import Batches, Detector
+from rcp.exact import exact
 from rcp.features import FeatureSettings, Images
 from rcp.modelfile import ModelFile
 from rcp.pixels import AT_A_TIME, Pixels, load_pixels, stream_pixels
@@ -31,6 +32,7 @@ class PixelDetector(Detector):
 
     Options: ClassVar[type]  # a frozen dataclass: all that can be chosen besides backbone and geometry
     levels: ClassVar[tuple[int, ...]]  # of the backbone, where nothing else is said
+    unused: ClassVar[tuple[str, ...]] = ("patch_size", "merge", "pooled_width", "stored")  # feature settings that would do nothing
 
     def __init__(
         self,
@@ -51,12 +53,17 @@ class PixelDetector(Detector):
             limit: a bound on memory; pixels beyond it wait in a mapped file.
 
         Raises:
-            ValueError: if the options are another system's, or the backbone has too few levels.
+            ValueError: if the options are another system's or no numbers, or a feature setting would do nothing.
         """
         options = self.Options() if options is None else options
-        if not isinstance(options, self.Options):
+        if type(options) is not self.Options:  # another system's may extend them, and say things that this one does not know
             raise ValueError(f"{type(self).__name__} takes {self.Options.__name__}, got {type(options).__name__}")
+        options = replace(options, **exact(self.Options, {field.name: getattr(options, field.name) for field in fields(options)}))
         features = self.features_of(backbone) if isinstance(backbone, str) else backbone
+        usual = self.features_of(features.backbone)
+        for name in self.unused:
+            if (value := getattr(features, name)) not in (getattr(usual, name), getattr(FeatureSettings, name)):
+                raise ValueError(f"{type(self).__name__} has no use for {name}={value!r}: leave it out")
         super().__init__(features, seed=seed, device=device, limit=limit, smoothing=options.smoothing)
         self.options = options
 
@@ -64,6 +71,12 @@ class PixelDetector(Detector):
     def features_of(cls, backbone: str) -> FeatureSettings:
         """Return the features that a backbone's name stands for: the system's levels, each position by itself."""
         return FeatureSettings(backbone, levels=cls.levels, patch_size=1)
+
+    @classmethod
+    def features_like(cls, features: FeatureSettings) -> FeatureSettings:
+        """Return other detectors' features as this system takes them: its own levels, and nothing that would do nothing."""
+        plain = {name: getattr(FeatureSettings, name) for name in cls.unused}
+        return replace(features, **plain | {"levels": cls.levels, "patch_size": 1})
 
     @classmethod
     def options_of(cls, plain: Mapping[str, Any]) -> Any:
@@ -208,6 +221,10 @@ class TrainedDetector(PixelDetector):
     def finished(self) -> bool:
         """Whether the training was run to its end: Ctrl-C may have cut it short."""
         return (self.history[-1].step if self.history else 0) == sum(self.options.stages)
+
+    @property
+    def _way_to_calibrate(self) -> str:
+        return "fit it on at least two images, with held_out above 0"
 
     def _facts(self) -> dict:
         return {"steps": self.history[-1].step if self.history else 0}

@@ -16,7 +16,7 @@ Where we differ. The paper writes the loss as a mean over positions (Eqs 1-2), i
 vector; the default is the code's, `global_cosine=False` the paper's text. The decoder upsamples bilinearly to the size
 that the encoder's map has, not by learned 2×2 steps: any image size works. A 1×1 convolution per level ends the decoder
 (as in ReContrast's code), since not every encoder's features are positive, as a ReLU's are. Batches are drawn anew at
-every step instead of in epochs. The teaching preset has a light decoder.
+every step instead of in epochs. The teaching preset has fewer blocks, and wider ones (`widen`).
 """
 
 from __future__ import annotations
@@ -47,19 +47,25 @@ class RD4ADOptions(TrainingOptions):
         blocks: residual blocks of the decoder, a number for each level, the coarsest first.
         embedding_blocks: residual blocks of the bottleneck behind the fusion; the first halves the grid.
         squeeze: inner width of a residual block, as a share of the width that it ends with; 0.5 is WRN-50's.
+        widen: how many times as wide as the encoder's maps the decoder is inside. The paper's has the encoder's widths, 1; that is
+            little for a backbone like EfficientNet, whose blocks are six times as wide inside as the maps between them.
         global_cosine: a map is compared as one vector, as the published code does; False: position by position.
     """
 
-    steps: int = 400
+    steps: int = 1000
+    batch_size: int = 4
     learning_rate: float = 5e-3
     blocks: tuple[int, ...] = (1, 1, 1)
     embedding_blocks: int = 1
-    squeeze: float = 1.0
+    squeeze: float = 0.25
+    widen: int = 4
     global_cosine: bool = True
 
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "blocks", tuple(self.blocks))  # a list is what JSON makes of a tuple
+        if self.widen < 1:
+            raise ValueError(f"widen must be at least 1, got {self.widen}; 1 takes the encoder's widths")
         if not self.blocks or min(*self.blocks, self.embedding_blocks) < 1:
             raise ValueError(f"every part needs a block at least, got blocks {self.blocks}, embedding_blocks {self.embedding_blocks}")
         if not self.squeeze > 0:
@@ -67,7 +73,7 @@ class RD4ADOptions(TrainingOptions):
 
 
 # 200 epochs of 240 images, the mean of MVTec AD's categories, in batches of 16.
-PAPER = RD4ADOptions(steps=3000, batch_size=16, blocks=(3, 4, 6), embedding_blocks=3, squeeze=0.5)
+PAPER = RD4ADOptions(steps=3000, batch_size=16, blocks=(3, 4, 6), embedding_blocks=3, squeeze=0.5, widen=1)
 PAPER_FEATURES = FeatureSettings("wide_resnet50_2", levels=(1, 2, 3), patch_size=1, resize=(256, 256), crop=None)
 
 

@@ -95,12 +95,13 @@ class ReverseNetwork(nn.Module):
         if len(options.blocks) != len(channels):
             raise ValueError(f"blocks needs a number for each of the {len(channels)} levels, got {options.blocks}")
         self.bottleneck = Bottleneck(channels, options.embedding_blocks, options.squeeze)
-        widths = [2 * channels[-1], *reversed(channels)]
+        wide = [options.widen * c for c in channels]
+        widths = [2 * channels[-1], *reversed(wide)]
         self.stages = nn.ModuleList(
             nn.ModuleList(Residual(b if i else a, b, options.squeeze) for i in range(count))
             for a, b, count in zip(widths[:-1], widths[1:], options.blocks, strict=True)
         )
-        self.heads = nn.ModuleList(nn.ModuleList(nn.Conv2d(c, c, 1) for c in channels) for _ in range(heads))
+        self.heads = nn.ModuleList(nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(wide, channels, strict=True)) for _ in range(heads))
 
     def decoded(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return what the decoder makes of the maps, before its last layer: the finest level first."""

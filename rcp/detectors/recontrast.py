@@ -37,9 +37,9 @@ Source: Guo et al., *ReContrast: Domain-Specific Anomaly Detection via Contrasti
 2306.02602); the decoder is RD4AD's (`rcp.detectors.rd4ad`).
 
 Where we differ. The published code's trained encoder normalises by the batch's statistics, except in six categories of MVTec
-AD and in multi-class models: chosen by what came out. Ours keeps ImageNet's everywhere, as nothing may be chosen by test
-images; `batch_statistics=True` is the other way. The teaching preset has fewer steps, and a larger rate for the encoder, so
-that rate times steps is the paper's. An image's score is the largest of the smoothed map. Else as in `rcp.detectors.rd4ad`.
+AD and in multi-class models: chosen by what came out. The teaching preset keeps ImageNet's everywhere, as nothing may be
+chosen by test images; `batch_statistics=True`, in `PAPER`, is the other way. The teaching preset has fewer steps, and a larger
+rate for the encoder, so that rate times steps is the paper's. An image's score is the largest of the smoothed map. Else as in `rcp.detectors.rd4ad`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ReContrastOptions(RD4ADOptions):
     Attributes:
         steps, batch_size, learning_rate, held_out, smoothing: as in `TrainingOptions`; the rate, of bottleneck and decoder,
             is the paper's.
-        blocks, embedding_blocks, squeeze, global_cosine: as in `RD4ADOptions`.
+        blocks, embedding_blocks, squeeze, widen, global_cosine: as in `RD4ADOptions`.
         encoder_rate: learning rate of the encoder that is trained.
         frozen_encoder: there is the frozen encoder.
         second_encoder: there is the encoder that is trained.
@@ -82,9 +82,9 @@ class ReContrastOptions(RD4ADOptions):
         batch_statistics: the trained encoder's batch normalisation uses the batch's statistics, not ImageNet's.
     """
 
-    steps: int = 100
+    steps: int = 250
     learning_rate: float = 2e-3
-    encoder_rate: float = 2e-4
+    encoder_rate: float = 8e-5
     frozen_encoder: bool = True
     second_encoder: bool = True
     contrast: bool = True
@@ -107,7 +107,7 @@ class ReContrastOptions(RD4ADOptions):
 
 
 PAPER = ReContrastOptions(
-    steps=2000, batch_size=16, encoder_rate=1e-5, blocks=(3, 4, 6), embedding_blocks=3, squeeze=0.5, batch_statistics=True
+    steps=2000, batch_size=16, encoder_rate=1e-5, blocks=(3, 4, 6), embedding_blocks=3, squeeze=0.5, widen=1, batch_statistics=True
 )
 
 

@@ -10,7 +10,7 @@ Source: Cohen & Hoshen, *Sub-Image Anomaly Detection with Deep Pyramid Correspon
 
 Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the paper. By
 default positions are matched at stride 8, 16 times cheaper than the paper's stride 4. Good images' maps are kept as they come,
-and joined to pyramids where they are retrieved: joined, they would take four times as much. The published image AUROC of 85.5
+and joined to pyramids where they are retrieved: joined at the paper's stride, they would take four times as much. The published image AUROC of 85.5
 is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1): `SPADE.image_distances` and `image_scores_for`
 show what K does without looking at a pixel again.
 """
@@ -187,6 +187,10 @@ class SPADE(PixelDetector):
             pooled.append(rows)
         self.pooled, self.maps = torch.cat(pooled), maps
         return self._left_out(generator) if len(pixels) > 1 and self.options.left_out else None
+
+    @property
+    def _way_to_calibrate(self) -> str:
+        return "fit it on at least two images, with left_out above 0"
 
     def _left_out(self, generator: torch.Generator) -> Normal:
         """Each good image scored against the others: exactly what a detector that never saw it would say."""

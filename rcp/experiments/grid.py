@@ -17,7 +17,7 @@ from rcp.detectors import SYSTEMS, BankSettings
 from rcp.detectors.patchcore import VARIANTS
 from rcp.detectors.reduced import METHODS
 from rcp.evaluation import PROTOCOLS
-from rcp.experiments.exact import exact, exact_by
+from rcp.exact import exact, exact_by
 from rcp.features import FeatureSettings
 from rcp.head import TrainSettings
 from rcp.ports import BUGS
@@ -254,8 +254,9 @@ class Grid:
                 if name in CHOICES and value not in CHOICES[name]:
                     raise ValueError(f"{name} must be one of {', '.join(map(str, CHOICES[name]))}, got {value!r}")
             bases = [self.backbones[name] for name in (method.members or (backbone,))]
-            own = {"levels": SYSTEMS[detector].levels, "patch_size": 1} if detector in SYSTEMS else {}
-            features = tuple(replace(base, **own | given["features"]) for base in bases)
+            if detector in SYSTEMS:
+                bases = [SYSTEMS[detector].features_like(base) for base in bases]
+            features = tuple(replace(base, **given["features"]) for base in bases)
             if detector == "patchcore":  # its variant decides how levels are merged
                 features = tuple(replace(one, merge=VARIANTS[given["options"]["variant"]][0]) for one in features)
             training = TrainSettings(**given["training"]) if detector in TRAINED else None

@@ -26,7 +26,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rcp.experiments.exact import exact
+from rcp.exact import exact
 from rcp.experiments.grid import OPTIONS, Data, Grid, Method
 from rcp.features import FeatureSettings
 from rcp.quality import QUALITIES, Quality

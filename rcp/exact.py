@@ -1,7 +1,8 @@
-"""Numbers as settings have them: 1 and 1.0 mean the same learning rate, so they must not give results different addresses."""
+"""Numbers as settings have them: 1 and 1.0 mean the same learning rate, 1.5 is no number of steps, and nan is none at all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -15,7 +16,7 @@ def exact(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
         given: some of its fields; names that it does not have are left to it to refuse.
 
     Raises:
-        ValueError: if a whole number is asked for and a fraction given, or a number is given for yes or no, or the other way
+        ValueError: if a number is not finite, a whole number is asked for and a fraction given, or a number is given for yes or no, or the other way
             round, or a word for either.
     """
     return exact_by(_kinds_of(settings), given)
@@ -36,6 +37,8 @@ def _exact(name: str, value: Any, kinds: set[type]) -> Any:
         return type(value)(_exact(name, one, kinds) for one in value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and float in kinds:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
         return float(value)
     if number and int in kinds:
         if value != value // 1:  # true of nan, too
