@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,19 +195,6 @@ def test_small_tables_have_their_means(folder, rows):
     assert "| PatchCore |" in words.pooled_table(rows, folder) and "seeds 0, 1" in words.pooled_table(rows, folder)
     assert "| InCTRL, trained on synthetic parts, 8 prompts | 70." in words.transfer_table(folder)
     assert "| InCTRL, 8 prompts | 60." in words.digits_table(folder)
-
-
-def test_a_longer_training_is_paired_with_the_teaching_preset_and_its_gain_told(tmp_path):
-    def cells(method, level, seconds):
-        return [replace(row("embedded", c, method, s, level), cost={"fit_seconds": seconds}) for c in ("a", "b") for s in (0, 1)]
-
-    means = {"PatchCore": (0.8, 1), "X": (0.5, 10), "X" + words.LONGER: (0.6, 50), "Y": (0.9, 10), "Y" + words.LONGER: (0.85, 40)}
-    collected = [vars(one) | {"seconds": 1.0} for name, (level, seconds) in means.items() for one in cells(name, level, seconds)]
-    collected[-1]["metrics"]["image_auroc"] = 0.95  # so that Y's loss is not clear
-    (tmp_path / "systems_longer.json").write_text(json.dumps({"schema": 1, "missing": 0, "rows": collected}), encoding="utf-8")
-    said = words.longer_table(tmp_path)
-    assert "| X | 50.15 ± 0.07 | 60.15 ± 0.07 | +10.00 [+10.00, +10.00] |" in said and "| 10 → 50 |" in said and "| 10 → 40 |" in said
-    assert "clearly: 1 (X gains). Still behind PatchCore, mean of both: 1 (X)." in said and "PatchCore has 80.15 there" in said
 
 
 def test_every_picture_draws_and_every_control_moves_it(rows, cost, tmp_path):

@@ -525,6 +525,16 @@ def test_too_few_images_and_pooled_features_are_refused(features, photos):
         detector(replace(features, merge="pool"))
 
 
+def test_stages_are_found_whatever_timm_calls_them(photos):
+    """timm takes a DenseNet apart: "features.norm0" is called features_norm0 there; a ViT has no maps between its blocks."""
+    settings = rcp.FeatureSettings("densenet121.ra_in1k", levels=(1, 2), patch_size=1, pretrained=False, resize=72, crop=(64, 96))
+    found = detector(settings, replace(SMALL, alignment="both")).fit(photos[:4])
+    assert found.score(photos[:2]).patch_scores.isfinite().all()
+    vit = rcp.FeatureSettings("vit_tiny_patch16_224.augreg_in21k", levels=(1, 2), patch_size=1, pretrained=False, resize=224, crop=224)
+    with pytest.raises(ValueError, match="no stage .* to align features after: take alignment='image'"):
+        detector(vit, replace(SMALL, alignment="both")).fit(photos[:4])
+
+
 def test_limits_count_as_movements_do():
     limits = FocusYourDistributionOptions(rotation=90.0, translation=0.25, scale=0.1).limits
     assert limits == pytest.approx([math.pi / 2, 0.5, 0.5, math.log(1.1)])

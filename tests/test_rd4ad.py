@@ -165,6 +165,16 @@ def test_blocks_and_squeeze_change_the_network_as_they_say():
         network(RD4ADOptions(blocks=(1, 1)))
 
 
+def test_the_decoder_is_as_wide_as_it_is_told_and_gives_back_the_encoders_widths():
+    for widen in (1, 3):
+        net = network(RD4ADOptions(widen=widen))
+        decoded, given = net.decoded(maps()), net(maps())
+        assert [m.shape[1] for m in decoded] == [widen * m.shape[1] for m in maps()]
+        assert [m.shape for m in given] == [m.shape for m in maps()]
+    with pytest.raises(ValueError, match="widen must be at least 1, got 0"):
+        RD4ADOptions(widen=0)
+
+
 def test_the_papers_network_on_the_papers_backbone_gives_back_its_three_levels():
     with torch.device("meta"):
         net = ReverseNetwork((256, 512, 1024), PAPER)

@@ -210,7 +210,41 @@ def test_options_of_another_system_and_unknown_ones_are_refused(kind):
         SYSTEMS[kind](options=other)
     with pytest.raises(TypeError):
         SYSTEMS[kind].Options(no_such_option=1)
+    with pytest.raises(ValueError, match="smoothing must be a finite number, got nan"):
+        SYSTEMS[kind](options=SYSTEMS[kind].Options(smoothing=float("nan")))
     assert SYSTEMS[kind].options_of({}) == SYSTEMS[kind].Options()
+
+
+@every
+def test_feature_settings_that_would_do_nothing_are_refused(kind):
+    system = SYSTEMS[kind]
+    usual = system.features_of("efficientnet_lite0")
+    system(usual), system(rcp.FeatureSettings(levels=system.levels))  # its own, and what is there where nothing is said
+    for name, value in {"patch_size": 5, "merge": "pool", "pooled_width": 7, "stored": "float16"}.items():
+        if name not in system.unused:
+            system(replace(usual, **{name: value}))
+        else:
+            with pytest.raises(ValueError, match=f"{system.__name__} has no use for {name}={value!r}: leave it out"):
+                system(replace(usual, **{name: value}))
+
+
+def test_options_that_only_extend_a_systems_are_another_systems():
+    with pytest.raises(ValueError, match="RD4AD takes RD4ADOptions, got ReContrastOptions"):
+        rcp.RD4AD(options=rcp.ReContrastOptions())
+
+
+@pytest.mark.parametrize(("kind", "options", "images", "said"), [
+    ("padim", {}, 2, "at least three images"),
+    ("spade", {"left_out": 0}, 3, "with left_out above 0"),
+    ("rd4ad", {"held_out": 0.0}, 3, "with held_out above 0"),
+    ("inctrl", {"calibration": 0}, 3, "with calibration above 0"), ("inctrl", {}, 2, "more images than it takes as prompts"),
+])  # fmt: skip
+def test_where_no_threshold_can_be_had_it_is_said_what_to_do(kind, options, images, said, photos, category):
+    detector = made(kind, category, **options)
+    with pytest.warns(UserWarning, match="no threshold"):
+        detector.fit(photos[:images])
+    with pytest.raises(RuntimeError, match=said):
+        detector.threshold(0.05)
 
 
 @every
@@ -307,6 +341,9 @@ def test_options_without_effect_are_told_and_wrong_ones_refused(category, tmp_pa
     assert main(arguments("histogram", root, out, "--coreset", "0.1", "--epochs", "3", "--auxiliary", "nowhere")) == 0
     said = capsys.readouterr().err
     assert all(f"--{name} has no effect" in said for name in ("coreset", "epochs", "auxiliary"))
+    assert main(arguments("rd4ad", root, out, "--stored", "float16", "--patch-size", "5", "--set", "steps=1")) == 0
+    said = capsys.readouterr().err
+    assert all(f"--{name} has no effect: RD4AD has no use for it" in said for name in ("stored", "patch-size"))
     for wrong, words in (("nope=1", "expected NAME=VALUE with one of"), ("steps", "expected NAME=VALUE"), ("steps=some", "steps")):
         assert main(arguments("rd4ad", root, out, "--set", wrong)) == 1
         assert words in capsys.readouterr().err

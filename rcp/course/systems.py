@@ -267,7 +267,7 @@ def when_to_use(rows: Sequence[Row], cost: Mapping[str, Cost]) -> str:
         lines.append(f"| {what} | {ranks[0]} | {best.rpartition(' ')[2]} {unit}" + "".join(f"; next {other}" for other in others) + " |")
     shots = {k: statistics.fmean(values(rows, "InCTRL", "image_auroc", prompts=k).values()) for k in SHOTS}
     told = ", ".join(f"{k}: {value:.2f}" for k, value in shots.items())
-    lines.append(f"| only a few good images | not decided here | InCTRL's image AUROC by the number of prompts: {told}; the others were given all good images (PatchCore with fewer: notebook 11) |")
+    lines.append(f"| only a few good images | not decided here | InCTRL's image AUROC by the number of prompts: {told}; the others were given all good images, of which those that train hold a tenth out (PatchCore with fewer: notebook 11) |")
     last = f"*Clearly: by 95 % intervals for another category with these seeds. The cheap ones are chosen among systems whose mean image AUROC lies within {NEAR} points of the best: {', '.join(good)}.*"
     return "\n".join(lines) + f"\n\n{last}"
 

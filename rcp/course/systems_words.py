@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +40,6 @@ from rcp.experiments.summary import Interval, choose, differences, interval, ove
 from rcp.files import read_json
 from rcp.reproduce.systems import METRICS
 
-LONGER = ", as long as its paper"  # how the grid "systems_longer" calls a system that is trained so
 REIMPLEMENTED = {3: 85.5, 50: 80.1}  # K → SPADE's image AUROC on MVTec AD, as re-implementations report it
 ALIGNMENT, VARIANCE, FIELDS, GRADIENT, FUSION, REDUCTION = (
     f"options.{name}" for name in ("alignment", "variance", "fields", "gradient", "fusion", "reduction")
@@ -222,37 +220,6 @@ def pooled_table(rows: Sequence[Row], folder: Path | None = None) -> str:
     )
 
 
-def longer_table(folder: Path | None = None) -> str:
-    """Return the trained systems in their teaching preset and trained as long as their papers train, in Markdown, with a verdict.
-
-    Args:
-        folder: of the results; None: `results_folder()`.
-    """
-    rows = read("systems_longer", folder)
-    opponent = statistics.fmean(values_of(choose(rows, method="PatchCore"), "image_auroc").values())
-    lines = ["| system | image AUROC: teaching preset | as long as its paper | difference | pixel AUROC, difference | fit, s |", "|---|---:|---:|---:|---:|---:|"]
-    clear, behind = [], []
-    for name in [method.removesuffix(LONGER) for method in dict.fromkeys(row.method for row in rows) if method.endswith(LONGER)]:
-        brief, long = (choose(rows, method=method) for method in (name, name + LONGER))
-        cells = [mean_std({key: 100 * value for key, value in values_of(own, "image_auroc").items()}) for own in (brief, long)]
-        for metric in ("image_auroc", "pixel_auroc"):
-            gained = interval(100 * value for value in differences(values_of(long, metric), values_of(brief, metric)).values())
-            cells.append(shown(gained))
-            if metric == "image_auroc" and gained.clear:
-                clear.append(f"{name} {'gains' if gained.mean > 0 else 'loses'}")
-        if statistics.fmean(values_of(long, "image_auroc").values()) < opponent:
-            behind.append(name)
-        seconds = [statistics.fmean(row.cost["fit_seconds"] for row in own) for own in (brief, long)]
-        lines.append(f"| {name} | {' | '.join(cells)} | {seconds[0]:.0f} → {seconds[1]:.0f} |")
-    seeds, places = (sorted({getattr(row, key) for row in rows}) for key in ("seed", "category"))
-    return "\n".join(lines) + (
-        f"\n\n*Means over {' and '.join(places)}, on which these systems did worst, ± deviation over seeds {', '.join(map(str, seeds))}; 128 px; PatchCore has "
-        f"{100 * opponent:.2f} there. As many steps, images a step and the rates that belong to them; backbone and architecture are the teaching preset's. "
-        "95 % intervals over pairs of category and seed, as if these were independent.*"
-        f"\n\n**What this tells you.** By the training's length, clearly: {_listed(clear)}. Still behind PatchCore, mean of both: {_listed(behind)}."
-    )
-
-
 def transfer_table(folder: Path | None = None) -> str:
     """Return what InCTRL takes from one domain into another, in Markdown: a real category by what it learned from.
 
@@ -300,7 +267,6 @@ def report() -> str:
         ],
         "When to use which": [when_to_use(rows, cost)],
         "What each idea is worth": [ablations_said(ablations()), settings_said(), alignment_said(ablations())],
-        "As long as the papers train": [longer_table()],
         "SPADE's K": [spade_said(spade_by_k())],
         "One model for all categories": [pooled_table(rows)],
         "Into another domain": [transfer_table()],

@@ -72,6 +72,7 @@ class BankDetector(Detector):
     """A memory of normal patches. Subclasses say what is learned and how rows are embedded."""
 
     missing = "memory"
+    to_calibrate = "fit it with folds >= 2 on at least two images"
 
     def __init__(
         self,
@@ -168,10 +169,6 @@ class BankDetector(Detector):
 
     def _is_fitted(self) -> bool:
         return self.memory is not None
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it with folds >= 2 on at least two images"
 
     def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:
         return self._scored(self.embed(values.flatten(0, 2)).unflatten(0, values.shape[:3]), self.memory)  # (b, H, W, D)

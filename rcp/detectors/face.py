@@ -29,6 +29,7 @@ class Detector:
 
     kind: ClassVar[str]
     missing: ClassVar[str]  # what there is not before `fit`
+    to_calibrate: ClassVar[str] = "fit it on at least two images"  # what to do to have held-out normal scores
 
     def __init__(self, features: FeatureSettings, *, seed: int, device: str, limit: MemoryLimit, smoothing: float):
         self.features, self.seed, self.device, self.limit, self.smoothing = features, seed, device, limit, smoothing
@@ -89,7 +90,7 @@ class Detector:
         """Return what held-out normal images scored (`rcp.calibration`); a RuntimeError if that was not measured."""
         self._check_fitted()
         if self.calibration is None:
-            raise RuntimeError(f"this detector has no held-out normal scores: {self._way_to_calibrate}")
+            raise RuntimeError(f"this detector has no held-out normal scores: {self.to_calibrate}")
         return self.calibration
 
     def colour_limits(self) -> tuple[float, float] | None:
@@ -177,11 +178,6 @@ class Detector:
         return self._state() | (self.calibration.tensors() if self.calibration is not None else {})
 
     def _is_fitted(self) -> bool:
-        raise NotImplementedError
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        """What to do to have held-out normal scores."""
         raise NotImplementedError
 
     def _batches(self, images: Any, on_error: str, skipped: list[tuple[Path, str]]) -> Batches:

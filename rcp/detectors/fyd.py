@@ -19,6 +19,7 @@ Where we differ, or had to choose
   frozen backbone. Then its movements stay. BatchNorm keeps its statistics; the dense loss counts on every level alike.
 * Maps are brought back: a score is given to the place in the *picture as it came*. What lies beyond a moved picture is its
   reflection; what the moved picture did not show takes the nearest score. An image's score is the largest of the map brought back.
+* A tenth of the good pictures is held out for the threshold: neither the losses nor the Gaussians see it.
 """
 
 from __future__ import annotations

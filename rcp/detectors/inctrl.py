@@ -8,14 +8,14 @@ new product `fit` draws K prompts from the good images and computes their featur
 Source: Zhu & Pang, *Toward Generalist Anomaly Detection via In-context Residual Learning with Few-shot Sample Prompts*, CVPR
 2024 (arXiv 2403.06495), and its published code.
 
-Where we differ: any backbone serves; its levels stand for the blocks 7, 9 and 11 of CLIP's image tower, each compared on its
-own grid. The image's embedding is the mean of the last level, at length √C, instead of CLIP's class token; the adapter has a
-skip connection. The map is max-pooled to 8x8 before its head, so that any grid serves (the published head takes 15x15 only). The
-losses take probabilities as they are (the published code: through a sigmoid once more). The number of prompts changes from step
-to step: one pretraining serves them all. The map of patch residuals is the heat map. The text prior is off unless CLIP's weights
-are at hand, and its sentences are ours. The paper learns from the 15 categories of MVTec AD; from three, the heads learn what
-these score and little of a fourth. So they are taught gently here: few steps, no batch normalisation (the published heads have
-it), a low rate for the image level (`image_rate`). What decides is then mostly the largest patch residual; `PAPER` is the other end.
+Where we differ: any backbone serves; its levels, each on its own grid, stand for the blocks 7, 9 and 11 of CLIP's image tower.
+The image's embedding is the mean of the last level, at length √C, instead of CLIP's class token; the adapter has a skip
+connection. The map is max-pooled to 8x8 before its head (published: 15x15). The losses take probabilities as they are (the
+published code: through one more sigmoid). The number of prompts changes from step to step, so one pretraining serves all. Patch
+residuals are the heat map. The text prior is off unless CLIP's weights are at hand, and its sentences are ours. From three
+categories, not the paper's 15, the heads learn what these score, so they are taught gently: few steps, no batch normalisation
+(the published heads have it), a low rate for the image level (`image_rate`). Mostly the largest patch residual decides; `PAPER`
+is the other end.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class InCTRL(PixelDetector):
     levels = (2, 3, 4)
     Options = InCTRLOptions
     unused = ("merge", "pooled_width", "stored")
+    to_calibrate = "fit it on more images than it takes as prompts, with calibration above 0"
 
     def __init__(
         self,
@@ -120,9 +121,8 @@ class InCTRL(PixelDetector):
         generator = torch.Generator().manual_seed(self.options.pretrain_seed)
         with self.stopwatch("auxiliary features"):
             auxiliary = self._auxiliary(categories, generator)
-        record = {"options": self.pretraining(), "features": self._feature_record(), "auxiliary": [
-            {"dataset": one.dataset, "name": one.name, "sha256": one.test.fingerprint()} for one in categories
-        ]}  # fmt: skip
+        seen = [{"dataset": one.dataset, "name": one.name, "sha256": one.test.fingerprint()} for one in categories]
+        record = {"options": self.pretraining(), "features": self._feature_record(), "auxiliary": seen}
         with self.stopwatch("pretraining"):
             heads = pretrained(auxiliary, self.options, generator, self.extractor.device, record, callbacks, checkpoint)
         self.heads = heads.requires_grad_(False)
@@ -166,10 +166,6 @@ class InCTRL(PixelDetector):
         self.heads.to(self.extractor.device)
         self.prompts, self.embeddings = self._features(pixels[order[:k]])
         return self._scores_of(pixels[order[k : k + self.options.calibration].sort().values])
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it on more images than it takes as prompts, with calibration above 0"
 
     @torch.no_grad()
     def _score(self, values: Tensor) -> tuple[Tensor, Tensor]:

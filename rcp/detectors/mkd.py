@@ -21,6 +21,7 @@ drops the first critical layer from the image's score; here the score is the los
 value term; by default ours makes both terms equal on the untrained cloner. It averages the absolute gradients of
 noisy copies, the formula the gradients. It guides the cloner's ReLUs only. It feeds colours in [0, 1], we normalised ones. Of
 VGG-16 it compares what leaves the poolings; timm offers what enters them, but for the last. The opening's window is a square.
+A tenth of the good images is held out for the threshold; the paper trains on all.
 
 Source: Salehi et al., *Multiresolution Knowledge Distillation for Anomaly Detection*, CVPR 2021 (arXiv 2011.11108); Smilkov
 et al., *SmoothGrad* (arXiv 1706.03825); Springenberg et al., *Striving for Simplicity* (arXiv 1412.6806) for "guided".

@@ -94,6 +94,7 @@ class PaDiM(PixelDetector):
     levels = (1, 2, 3)
     missing = "Gaussians"
     unused = ()
+    to_calibrate = "fit it on at least three images: each is scored by the Gaussians of the others"
 
     chosen: Tensor | None = None  # (d,) channels, or (d, C): how channels are reduced
     mean: Tensor | None = None  # (H, W, d)
@@ -122,10 +123,6 @@ class PaDiM(PixelDetector):
         scatter = covariance(whole.values.flatten(0, 2), device=where, release=whole.release)
         self.chosen = principal_map(scatter, self._width).float().to(where)
         return self._collected(n, (reduced(part.to(where).float(), self.chosen) for part in whole.values.split(AT_A_TIME)))
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it on at least three images: each is scored by the Gaussians of the others"
 
     @torch.inference_mode()
     def _score(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,15 +168,12 @@ class PixelDetector(Detector):
         """How many good images a fit takes at least."""
         return 1
 
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it on at least two images"
-
 
 class TrainedDetector(PixelDetector):
     """A detector that trains a network; its history says how the training went. `Options` extends `TrainingOptions`."""
 
     missing = "trained network"
+    to_calibrate = "fit it on at least two images, with held_out above 0"
 
     history: Sequence[StepRecord] = ()
     _callbacks: Sequence[Callback] = ()
@@ -221,10 +218,6 @@ class TrainedDetector(PixelDetector):
     def finished(self) -> bool:
         """Whether the training was run to its end: Ctrl-C may have cut it short."""
         return (self.history[-1].step if self.history else 0) == sum(self.options.stages)
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it on at least two images, with held_out above 0"
 
     def _facts(self) -> dict:
         return {"steps": self.history[-1].step if self.history else 0}

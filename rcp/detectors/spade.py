@@ -154,6 +154,7 @@ class SPADE(PixelDetector):
     Options = SPADEOptions
     levels = (1, 2, 3, 4)
     missing = "gallery of good images"
+    to_calibrate = "fit it on at least two images, with left_out above 0"
 
     pooled: Tensor | None = None  # (n, C): the last map of each good image, averaged over its positions
     maps: tuple[Tensor, ...] = ()  # (n, C_l, H_l, W_l) each: the others, as the network gave them
@@ -187,10 +188,6 @@ class SPADE(PixelDetector):
             pooled.append(rows)
         self.pooled, self.maps = torch.cat(pooled), maps
         return self._left_out(generator) if len(pixels) > 1 and self.options.left_out else None
-
-    @property
-    def _way_to_calibrate(self) -> str:
-        return "fit it on at least two images, with left_out above 0"
 
     def _left_out(self, generator: torch.Generator) -> Normal:
         """Each good image scored against the others: exactly what a detector that never saw it would say."""

@@ -100,7 +100,7 @@ def backbone_descriptors(patches: Tensor, extractor: PatchExtractor, side: int) 
     Args:
         patches: (n, 3, p, p) uint8.
         extractor: P; the means of its maps are joined.
-        side: pixels to which a patch is enlarged before.
+        side: pixels to which a patch is brought before.
 
     Returns:
         (n, K) float32 on the CPU.

@@ -14,9 +14,10 @@ Where we differ
   images of it, never a defective one.
 * The paper's networks have poolings that drop a row at some sizes, and are turned into networks for every pixel afterwards.
   Ours have receptive fields of exactly p, and one descriptor every 4 pixels.
-* P(p) is the mean of the backbone's last map of a patch that was enlarged to `side` pixels, standardised over all crops.
-* Distillation and compactness count per number of the target and per pair of numbers of the descriptor, so that their weights
-  mean the same for every backbone and every d; the triplets are the paper's.
+* P(p) is the mean of the backbone's last map of a patch that was brought to `side` pixels, standardised over all crops.
+* Distillation is divided by the K numbers of the target and compactness by the d(d - 1) pairs of numbers of the descriptor, so
+  that weights mean the same for every backbone and every d; the triplets are the paper's. Beside the paper's sum, a weight of 1
+  thus counts K times as much for the triplets, and K / (d(d - 1)) times for the compactness: `PAPER` makes up for that.
 * The compactness term squares the correlations, as L2-Net does (Tian et al., CVPR 2017), from which it comes: a plain sum is
   least for descriptors that oppose each other, which is as redundant as agreeing.
 """
@@ -55,7 +56,7 @@ class TeacherOptions:
         dimension: d, numbers a descriptor (paper: 128).
         width: channels of the hidden layers, half as many in the first (paper: 128 to 256).
         crops: patches to learn from, cut once (ours; the paper cuts new ones for every step).
-        side: pixels to which a patch is enlarged for the backbone (ours).
+        side: pixels to which a patch is brought for the backbone (ours).
         teacher_steps: of the optimizer.
         teacher_batch: patches a step.
         teacher_rate: learning rate.
