@@ -554,7 +554,7 @@ def test_it_finds_the_chequers(fitted, category):
 
 
 def test_the_papers_values_and_bad_options():
-    assert PAPER.fields == (17, 33, 65) and (PAPER.dimension, PAPER.students, PAPER.triplet, PAPER.compactness) == (128, 3, 0, 1)
+    assert PAPER.fields == (17, 33, 65) and (PAPER.dimension, PAPER.students, PAPER.triplet, PAPER.compactness) == (128, 3, 0, 31.75)  # λ_c = 1 there
     assert PAPER_FEATURES.backbone == "resnet18" and PAPER_FEATURES.geometry.output_size(300, 400) == (256, 256)
     for bad, sentence in (
         ({"fields": (17, 20)}, "fields must be some of 17, 33, 65, each once"),
