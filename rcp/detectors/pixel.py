@@ -1,7 +1,7 @@
 """What the detectors that look at decoded images share; and what those of them share that train a network.
 
-A system's own file says which levels of the backbone it takes (`levels`), what can be chosen (`Options`), what it learns
-(`_fit` or `_learn`) and how it scores (`_score`).
+A system's own file says which levels of the backbone it takes (`levels`), which feature settings it has no use for (`unused`),
+what can be chosen (`Options`), what it learns (`_fit` or `_learn`) and how it scores (`_score`).
 """
 
 from __future__ import annotations
