@@ -63,7 +63,7 @@ def test_the_rooms_stay_readable():
 def test_data_flows_one_way():
     """No room imports one that stands above it; plots and widgets are for notebooks and commands alone."""
     order = [
-        "published", "official", "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
+        "published", "official", "exact", "allocator", "progress", "timing", "store", "files", "synthetic_surface", "synthetic_textures", "synthetic_objects", "synthetic",
         "miniatures", "distances", "positions", "data", "semantic", "auxiliary", "images", "census", "quality", "backbones", "levels", "features", "pixels", "similarity", "loss",
         "adamp", "checkpoint", "training", "head", "coreset", "partitioned", "memory", "scoring", "calibration", "metrics", "modelfile", "detectors",
         "ports", "probes", "presets", "evaluation", "hits", "estimate", "comparison", "experiments", "plots", "plots_paper", "plots_grids",
