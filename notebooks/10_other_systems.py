@@ -433,6 +433,8 @@ Markdown(lesson.when_to_use(measured, cost))
 #   ReContrast), VGG-16 (MKD), a patch network distilled from ResNet-18 (Uninformed Students; here from Lite0), CLIP (InCTRL). Each file has its paper's
 #   setting as `PAPER` (of FYD hardly anything is published: it is ours), and `rcp run --preset paper` takes it.
 # * **Teaching presets** train for seconds to a minute or two. A system that needs thousands of steps shows less than it can.
+# * **A wider decoder** for RD4AD and ReContrast: EfficientNet's maps are narrow, and a decoder of their width gave back even good images badly
+#   (REPRODUCIBILITY.md tells what that cost).
 # * **Fixed elsewhere**: presets were chosen by the papers, by cost, and on synthetic images of another seed, but of the *same four products*: that
 #   favours the synthetic column a little. Nothing was chosen on bottle and pill.
 # * Every file under `rcp/detectors/` says in its first lines where it reads its paper in its own way.
