@@ -16,8 +16,8 @@ def exact(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
         given: some of its fields; names that it does not have are left to it to refuse.
 
     Raises:
-        ValueError: if a number is not finite, a whole number is asked for and a fraction given, or a number is given for yes or no, or the other way
-            round, or a word for either.
+        ValueError: if a number is not finite, a whole number is asked for and a fraction given, or a number is given for yes or
+            no, or the other way round, or a word for either.
     """
     return exact_by(_kinds_of(settings), given)
 

@@ -9,9 +9,9 @@ import pytest
 from small_grid import TINY, TRAINING, grid, toml
 
 import rcp
+from rcp.exact import exact
 from rcp.experiments import Cell, Data, Grid, Method, read_grid
 from rcp.experiments.command import GRIDS
-from rcp.exact import exact
 from rcp.quality import BLUR, Quality
 
 
@@ -21,6 +21,13 @@ def cells(given: Grid) -> list[Cell]:
 
 def test_a_file_says_the_same_as_python(tmp_path):
     assert cells(read_grid(toml(tmp_path / "g.toml"))) == cells(grid())
+
+
+def test_a_system_takes_from_a_shared_backbone_what_it_has_a_use_for():
+    half = replace(TINY, stored="float16", patch_size=5, levels=(2,))
+    spade, padim, core = (cells(grid([Method(kind, kind)], backbones={"tiny": half}))[0].features[0] for kind in ("spade", "padim", "patchcore"))
+    assert (spade.stored, spade.patch_size, spade.levels) == ("float32", 1, (1, 2, 3, 4))
+    assert (padim.stored, padim.patch_size, padim.levels) == ("float16", 1, (1, 2, 3)) and core == half
 
 
 def test_every_key_of_a_file_arrives_where_it_belongs(tmp_path):

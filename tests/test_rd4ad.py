@@ -182,6 +182,7 @@ def test_the_papers_network_on_the_papers_backbone_gives_back_its_three_levels()
         assert net.bottleneck(given).shape == (1, 2048, 8, 8)
         assert [m.shape for m in net(given)] == [m.shape for m in given]
     assert net.bottleneck.embed[0].second[0].weight.shape == (1024, 1024, 3, 3)
+    assert [stage[-1].third[0].weight.shape[0] for stage in net.stages] == [1024, 512, 256]  # the encoder's widths
     assert [len(stage) for stage in net.stages] == [3, 4, 6] and len(net.bottleneck.embed) == 3
     assert PAPER_FEATURES.levels == RD4AD.levels == (1, 2, 3) and PAPER_FEATURES.geometry.output_size(300, 400) == (256, 256)
 
@@ -270,23 +271,6 @@ def test_a_saved_network_of_another_shape_than_the_settings_say_is_refused(fitte
     rcp.modelfile.write_model(folder, replace(file, tensors=file.tensors | {"network.heads.0.0.bias": torch.zeros(3)}))
     with pytest.raises(ValueError, match=r"the tensor 'network.heads.0.0.bias' should be \(24,\)"):
         rcp.load(folder, device="cpu")
-
-
-def test_a_training_that_was_killed_goes_on_to_the_same_network(three, category, tmp_path):
-    options = replace(FEW, steps=4)
-
-    def fit(**more) -> RD4AD:
-        return RD4AD(three, options=options, device="cpu").fit(category.train, **more)
-
-    def kill(record):
-        if record.step == 2:
-            raise RuntimeError("killed")
-
-    whole = fit()
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(checkpoint=tmp_path / "state", callbacks=[kill])
-    resumed = fit(checkpoint=tmp_path / "state")
-    assert torch.equal(whole.score(category.test).patch_scores, resumed.score(category.test).patch_scores)
 
 
 def test_images_of_a_size_that_no_stride_divides_do_as_well(three, photos):

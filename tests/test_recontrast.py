@@ -293,23 +293,6 @@ def test_a_saved_detector_comes_back_whatever_it_consists_of(three, category, tm
     assert loaded.state_bytes(8, (64, 96)) == size
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_networks(three, category, tmp_path):
-    options = replace(FEW, steps=4)
-
-    def fit(**more) -> ReContrast:
-        return ReContrast(three, options=options, device="cpu").fit(category.train, **more)
-
-    def kill(record):
-        if record.step == 2:
-            raise RuntimeError("killed")
-
-    whole = fit()
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(checkpoint=tmp_path / "state", callbacks=[kill])
-    resumed = fit(checkpoint=tmp_path / "state")
-    assert torch.equal(whole.score(category.test).patch_scores, resumed.score(category.test).patch_scores)
-
-
 def test_images_of_a_size_that_no_stride_divides_do_as_well_and_one_image_is_a_batch(three, photos):
     detector = ReContrast(replace(three, crop=(51, 67)), options=replace(FEW, steps=1, batch_size=1), device="cpu").fit(photos)
     assert detector.score(photos[:2]).maps.shape == (2, 51, 67)

@@ -70,7 +70,7 @@ class PixelDetector(Detector):
     @classmethod
     def features_of(cls, backbone: str) -> FeatureSettings:
         """Return the features that a backbone's name stands for: the system's levels, each position by itself."""
-        return FeatureSettings(backbone, levels=cls.levels, patch_size=1)
+        return cls.features_like(FeatureSettings(backbone))
 
     @classmethod
     def features_like(cls, features: FeatureSettings) -> FeatureSettings:

@@ -16,7 +16,8 @@ Where we differ. The paper writes the loss as a mean over positions (Eqs 1-2), i
 vector; the default is the code's, `global_cosine=False` the paper's text. The decoder upsamples bilinearly to the size
 that the encoder's map has, not by learned 2×2 steps: any image size works. A 1×1 convolution per level ends the decoder
 (as in ReContrast's code), since not every encoder's features are positive, as a ReLU's are. Batches are drawn anew at
-every step instead of in epochs. A tenth of the good images is held out for the threshold; the paper trains on all. The teaching preset has fewer blocks, and wider ones (`widen`).
+every step instead of in epochs. A tenth of the good images is held out for the threshold; the paper trains on all. The
+teaching preset has fewer blocks, and wider ones (`widen`).
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ is drawn over all of them; the paper's own multi-class models take 5000 steps in
 Source: Guo et al., *ReContrast: Domain-Specific Anomaly Detection via Contrastive Reconstruction*, NeurIPS 2023 (arXiv
 2306.02602); the decoder is RD4AD's (`rcp.detectors.rd4ad`).
 
-Where we differ. The published code's trained encoder normalises by the batch's statistics, except in six categories of MVTec
-AD and in multi-class models: chosen by what came out. The teaching preset keeps ImageNet's everywhere, as nothing may be
-chosen by test images; `batch_statistics=True`, in `PAPER`, is the other way. The teaching preset has fewer steps, and a larger
-rate for the encoder, so that rate times steps is the paper's. An image's score is the largest of the smoothed map. Else as in `rcp.detectors.rd4ad`.
+Where we differ. The published code's trained encoder normalises by the batch's statistics, except in six categories of
+MVTec AD and in multi-class models: chosen by what came out. The teaching preset keeps ImageNet's everywhere, as nothing
+may be chosen by test images; `batch_statistics=True`, in `PAPER`, is the other way. The teaching preset has fewer steps,
+and a larger rate for the encoder, so that rate times steps is the paper's. An image's score is the largest of the smoothed
+map. Else as in `rcp.detectors.rd4ad`.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ maps together (a *pyramid*), so detail and context both count.
 
 Source: Cohen & Hoshen, *Sub-Image Anomaly Detection with Deep Pyramid Correspondences* (arXiv 2005.02357).
 
-Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the paper. By
-default positions are matched at stride 8, 16 times cheaper than the paper's stride 4. Good images' maps are kept as they come,
-and joined to pyramids where they are retrieved: joined at the paper's stride, they would take four times as much. The published image AUROC of 85.5
-is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1): `SPADE.image_distances` and `image_scores_for`
-show what K does without looking at a pixel again.
+Where we differ: a pixel's score is the rooted distance, as everywhere here, while the image's stays squared, as in the
+paper. By default positions are matched at stride 8, 16 times cheaper than the paper's stride 4. Good images' maps are kept
+as they come, and joined to pyramids where they are retrieved: joined at stride 4 they take four times as much. The published
+image AUROC of 85.5 is met by re-implementations with K = 3, and not with the paper's K = 50 (80.1): `SPADE.image_distances`
+and `image_scores_for` show what K does without looking at a pixel again.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class UninformedStudentsOptions(TeacherOptions, TrainingOptions):
 
 
 PAPER = UninformedStudentsOptions(
-    dimension=128, width=256, crops=16384, side=224, teacher_steps=50_000, teacher_rate=2e-4, triplet=0.0, compactness=128 * 127 / 512,  # the paper's λ_c = 1, see `students_teacher`
-    steps=20_000, batch_size=1, learning_rate=1e-4, fields=(17, 33, 65),
+    dimension=128, width=256, crops=16384, side=224, teacher_steps=50_000, teacher_rate=2e-4, triplet=0.0,
+    compactness=128 * 127 / 512, steps=20_000, batch_size=1, learning_rate=1e-4, fields=(17, 33, 65),  # λ_c: see the teacher
 )  # fmt: skip
 PAPER_FEATURES = FeatureSettings("resnet18", levels=(4,), patch_size=1, resize=(256, 256), crop=None)
 
